@@ -44,6 +44,7 @@ from demo.service import ends_on_sigterm
 RESULTS = Path(__file__).parent / "results" / "chaos.json"
 LEASE_SECONDS, CHECKPOINT_SECONDS, MAX_ATTEMPTS = 8.0, 2.0, 3
 SMALL_DISK_BYTES = 24 * 2**20
+SHOWN = ("faults", "states", "returned_to_the_queue", "jobs_by_attempts", "work_lost")
 SEEDS = 4
 """Jobs share so many seeds: those of one seed have to end with the same weights."""
 SETTINGS = {
@@ -242,7 +243,7 @@ def main() -> int:
     result, wrong = run(asked)
     asked.results.parent.mkdir(exist_ok=True)
     asked.results.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("faults", "states", "jobs_by_attempts", "work_lost")}, indent=1))
+    print(json.dumps({key: result[key] for key in SHOWN}, indent=1))
     for each in wrong:
         print("WRONG", each)
     succeeded = result["states"].get("succeeded", 0)

@@ -6,6 +6,7 @@ back: Celery tells only the main process, so the wish reaches the child through 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -14,7 +15,8 @@ import sys
 from types import FrameType
 from typing import Any
 
-from celery import Celery, platforms
+from billiard.util import set_pdeathsig
+from celery import Celery
 from celery.signals import (
     celeryd_after_setup,
     setup_logging,
@@ -37,18 +39,19 @@ app = Celery("espalier", include=["worker.tasks"])
 app.conf.update(celery_options(get_settings()))
 
 _stopping = mmap.mmap(-1, 1)
+_is_terminated = False
+"""Did this process alone get SIGTERM, while it was busy?"""
 _main_process = os.getpid()
 _registration: Registration | None = None
 _protections: list[strength.Protection] = []
 
 WORKER_ID = new_id("wrk")
 """Of the main process and its child, which is forked from it."""
-_is_busy = False
 
 
 def is_stopping() -> bool:
     """Was this worker asked to end, or did its main process die?"""
-    return _stopping[0] != 0 or _is_orphan()
+    return _stopping[0] != 0 or _is_terminated or _is_orphan()
 
 
 def _is_orphan() -> bool:
@@ -56,17 +59,26 @@ def _is_orphan() -> bool:
 
 
 class Busy:
-    """While a task runs. `with Busy(): …` Afterwards, a child whose main process is gone ends."""
+    """While a task runs. `with Busy(): …`
+
+    Whoever ends a whole group of processes reaches the child too, which then has a job to give back first; so it has
+    when its main process dies. Until then SIGTERM only says that it is to stop. Afterwards it takes its course.
+    """
 
     def __enter__(self) -> None:
-        global _is_busy
-        _is_busy = True
+        # Here rather than once for all: billiard sets a handler of its own after `worker_process_init`.
+        self._before = signal.signal(signal.SIGTERM, self._take_note)
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        global _is_terminated
+        _is_terminated = True
 
     def __exit__(self, *_: object) -> None:
-        global _is_busy
-        _is_busy = False
+        signal.signal(signal.SIGTERM, self._before)
         if _is_orphan():
             os._exit(0)
+        if _is_terminated:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @setup_logging.connect
@@ -115,18 +127,10 @@ def _stop(**_: Any) -> None:
 
 
 @worker_process_init.connect
-def _outlive_sigterm(**_: Any) -> None:
-    """Whoever ends a whole group of processes reaches the child too, which then has a job to give back first. So it has
-    when its main process is killed: Celery has the kernel send SIGKILL then, which would cost the job an attempt."""
+def _outlive_the_main_process(**_: Any) -> None:
+    """Celery has the kernel send the child SIGKILL when its main process dies, which would cost the job an attempt."""
     global _main_process
     _main_process = os.getppid()
     tracing.configure("espalier-worker")  # in the child: threads that send do not survive a fork
-    platforms.set_pdeathsig("SIGTERM")
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if _is_busy:
-            _stopping[0] = 1
-        else:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, handle)
+    with contextlib.suppress(OSError):  # not on Linux; `is_stopping` finds out there
+        set_pdeathsig(signal.SIGTERM)  # that of celery.platforms sets SIGKILL whatever is asked

@@ -264,6 +264,7 @@ class Supervisor:
         except WorkerStopping:
             mirror.store_all()
             write(lambda: claim.give_back("the worker is stopping"))
+            logger.info("job %s: given back, because this worker is stopping", claim.job.id)
         except JobFailed as failed:
             error = failed.error
             self._fail(claim, error)

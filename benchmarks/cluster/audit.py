@@ -24,12 +24,15 @@ def audit(
     wrong: list[str] = []
     by_seed: dict[int, dict[str, list[str]]] = {}
     states = Counter(job["state"] for job in jobs)
+    returns: Counter[str] = Counter()
     for job in jobs:
         id = job["id"]
+        events = events_of(id, get)
+        returns.update(e["data"]["reason"] for e in events if e["type"] == "queued" and "reason" in e["data"])
         if job["state"] != "succeeded":
             wrong.append(f"{id} is {job['state']}: {job['error']}")
             continue
-        endings = [e["type"] for e in events_of(id, get) if e["type"] in ("succeeded", "failed", "cancelled")]
+        endings = [e["type"] for e in events if e["type"] in ("succeeded", "failed", "cancelled")]
         if endings != ["succeeded"]:
             wrong.append(f"{id} ended as {endings}")
         artifacts = get(f"/v1/jobs/{id}/artifacts")["data"]
@@ -60,6 +63,7 @@ def audit(
         "states": dict(states),
         "artifacts_checked": 4 * states["succeeded"],
         "different_results_of_a_seed": max((len(digests) for digests in by_seed.values()), default=0),
+        "returned_to_the_queue": dict(returns.most_common()),
         "jobs_by_attempts": {str(number): attempts[number] for number in sorted(attempts)},
     }
     return figures, wrong

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import torch
 
+from benchmarks.cluster.audit import events_of
 from tests.e2e.conftest import Example
 from tests.e2e.running import (
     Client,
@@ -145,7 +147,27 @@ def test_job_goes_on_after_a_restart(tmp_path: Path, digits: Example) -> None:
         assert second.client.job_in(job["id"], "succeeded")["attempt"] == 1
 
 
-def trainers(service: RunningService) -> list[object]:
+def test_worker_whose_main_process_is_killed_gives_its_job_back(own_service: RunningService, digits: Example) -> None:
+    client = own_service.client
+    training = {"sparse_epochs": 5000, "finetune_epochs": 1}
+    job = client.post_job(*uploaded(client, digits), training=training)
+    wait_for(lambda: client.get(f"/v1/jobs/{job['id']}")["phase"] == "sparse_training", 120, "training")
+    (trainer,) = trainers(own_service)
+    supervisor = trainer.parent()
+    assert supervisor is not None
+    worker = supervisor.parent()
+    assert worker is not None
+    worker.kill()
+
+    def came_back() -> list[str]:
+        return [e["data"]["reason"] for e in events_of(job["id"], client.get) if "reason" in e["data"]]
+
+    assert wait_for(came_back, 60, "the job to be queued again") == ["the worker is stopping"]
+    assert client.job_in(job["id"], "running")["attempt"] == 1
+    wait_for(lambda: not supervisor.is_running(), 15, "the end of the supervisor")
+
+
+def trainers(service: RunningService) -> list[psutil.Process]:
     return [p for p in service.process.family() if any("worker.trainer" in part for part in p.cmdline())]
 
 
