@@ -225,9 +225,10 @@ class Supervisor:
             tracing.span("run job", kind="CONSUMER", parent=job.traceparent, attributes=attributes),
         ):
             logger.info("job %s: attempt %d", job.id, job.attempt)
+            mirror = CheckpointMirror(claim, self.database, self.storage, self._checkpoints_of(job.id))
             try:
-                with Watch(claim, settings.heartbeat_seconds, settings.outage_seconds) as watch:
-                    self._settle(claim, watch)
+                with Watch(claim, settings.heartbeat_seconds, settings.outage_seconds) as watch, mirror:
+                    self._settle(claim, watch, mirror)
             except LeaseLost:
                 logger.warning("job %s belongs to somebody else now", job.id)
                 tracing.note_failure("lease lost")
@@ -243,10 +244,10 @@ class Supervisor:
             if job is not None and job.state == "queued":
                 enqueue(session, RUN_JOB, job_id, accelerator=job.accelerator)
 
-    def _settle(self, claim: Claim, watch: Watch) -> None:
-        """Carries the job out, and writes down how it ended, whichever way that was."""
+    def _settle(self, claim: Claim, watch: Watch, mirror: CheckpointMirror) -> None:
+        """Carries the job out, and writes down how it ended, whichever way that was. What others wait for, that it was
+        cancelled or has failed, is written before the mirror is waited for."""
         recorder = Recorder(claim)
-        mirror = CheckpointMirror(claim, self.database, self.storage, self._checkpoints_of(claim.job.id))
 
         def interrupt() -> None:
             watch.check()
@@ -343,7 +344,7 @@ class Supervisor:
         remove_leftovers(self._work, job.id, job.attempt)
         self._fetched(partial(remove_checkpoints_of_ended_jobs, self._work, self.database), interrupt)
         checkpoints = self._checkpoints_of(job.id)
-        with Workspace.create(self._work / f"{job.id}-{job.attempt}", checkpoints) as workspace, mirror:
+        with Workspace.create(self._work / f"{job.id}-{job.attempt}", checkpoints) as workspace:
             mirror.fetch(lambda fetch: self._fetched(fetch, interrupt))
             try:
                 inputs = {
@@ -379,6 +380,7 @@ class Supervisor:
             if isinstance(ending, protocol.Error):
                 raise JobFailed(ending.model_copy(update={"phase": ending.phase or recorder.phase}))
             self._store(claim, workspace, recorder, interrupt)
+        mirror.end()
         remove(checkpoints)
 
     def _checked_uploads(self, claim: Claim, interrupt: Callable[[], None]) -> dict[str, Upload]:

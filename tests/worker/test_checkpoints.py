@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -135,6 +136,29 @@ def test_cancel_keeps_the_checkpoint_of_the_last_step_for_a_retry(world: World, 
     set_job(world, job_id, state="queued", lease_token=None)
     world.supervisor(trainer(REPORTING)).run_job(job_id)
     assert world.get(Job, job_id).report["from"] == ["paused"]
+
+
+def test_cancel_does_not_wait_for_a_checkpoint_on_its_way_to_storage(world: World, in_background: Start) -> None:
+    job_id, supervisor = world.job(), world.supervisor(trainer(SAVING + "save('slow')\nwhile True: time.sleep(0.05)"))
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            if name == "writer":
+                begun.set()
+                may_go_on.wait(30)
+            return getattr(world.storage, name)
+
+    object.__setattr__(supervisor, "storage", Slow())
+    running = in_background(lambda: supervisor.run_job(job_id))
+    try:
+        assert begun.wait(30)
+        set_job(world, job_id, state="cancelling")
+        wait_until(lambda: world.get(Job, job_id).state == "cancelled", seconds=5)
+    finally:
+        may_go_on.set()
+    running.join(10)
+    assert contents(world, job_id) == [b"slow"]
 
 
 def test_stopping_worker_secures_the_job_and_gives_it_back_at_once(world: World, in_background: Start) -> None:
