@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Network = IPv4Network | IPv6Network
 
+MOST_ATTEMPTS = 100
+"""At a job, even if it comes further each time. `max_attempts` counts those that did not."""
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ESPALIER_")

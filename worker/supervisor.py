@@ -29,7 +29,7 @@ from app.observability import logs, tracing
 from app.queue import current_context, enqueue
 from app.remote_files import FetchFailed, Refused, copy_result, without_query
 from app.retention import expiry
-from app.settings import Settings
+from app.settings import MOST_ATTEMPTS, Settings
 from app.storage import Storage
 from app.tables import Artifact, Dataset, Job, Model, utc_now
 from app.webhooks.announcing import announce_upload
@@ -59,8 +59,6 @@ T = TypeVar("T")
 Upload = Model | Dataset
 Ending = protocol.Result | protocol.Paused | protocol.Error | str
 """How a trainer ended: with a result, paused, with an error that it explained, or just so, which the text describes."""
-MOST_ATTEMPTS = 100
-"""Even of a job that comes further each time."""
 CHECKS = 3
 """So often an upload is checked whose process is killed: whoever killed it need not have meant the upload."""
 LAST_WORDS_SECONDS = 15.0
