@@ -174,6 +174,7 @@ class Supervisor:
 
     def _checked_once(self, upload: Upload, interrupt: Callable[[], None]) -> dict[str, Any]:
         kind, name = KINDS[type(upload)]
+        remove_leftovers(self._work)
         with Workspace.create(self._work / f"{upload.id}-{secrets.token_hex(4)}") as workspace:
             try:
                 path = self._fetched(lambda: workspace.add_input(name, upload, self.storage), interrupt)
@@ -339,7 +340,7 @@ class Supervisor:
         recorder.take_log(f"attempt {job.attempt} on {self.name}\n".encode())
         recorder.enter("checking")
         uploads = self._checked_uploads(claim, interrupt)
-        remove_leftovers(self._work, job.id, job.attempt)
+        remove_leftovers(self._work)
         self._fetched(partial(remove_checkpoints_of_ended_jobs, self._work, self.database), interrupt)
         checkpoints = self._checkpoints_of(job.id)
         with Workspace.create(self._work / f"{job.id}-{job.attempt}", checkpoints) as workspace:
