@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -19,6 +20,8 @@ from tests.worker.test_jobs import is_in_phase, set_job, wait_until
 from worker import protocol
 from worker.checkpoint_mirror import NAME, newest_of_each_course
 from worker.compression.checkpoints import NAME as ENGINES_NAME
+from worker.compression.errors import OutOfMemory
+from worker.trainer import describe
 
 Start = Callable[[Callable[[], Any]], Any]
 
@@ -229,21 +232,70 @@ def test_failed_attempt_is_followed_by_a_growing_pause(world: World) -> None:
     assert not supervisor.run_job(job_id)
 
 
-def test_kernel_that_ends_a_trainer_for_memory_halves_the_batch(world: World) -> None:
-    """Only what the kernel counts is made up."""
-    job_id = world.job()
-    kills = iter((5, 6, 6))
-    body = """
-    if request["parts"] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    finish({"baseline": figures(2), "compressed": figures(1), "parts": request["parts"]})
+OUT_OF_MEMORY = "say('error', code='out_of_memory', message='no', category='resource', retryable=True)"
+
+
+def needing(parts: int, otherwise: str) -> tuple[str, ...]:
+    """A trainer that has enough memory for a batch in so many parts."""
+    body = f"""
+    say("phase", phase="sparse_training")
+    if request["parts"] < {parts}:
+        {otherwise}
+    else:
+        finish({{"baseline": figures(2), "compressed": figures(1), "parts": request["parts"]}})
     """
-    supervisor = world.supervisor(trainer(body))
+    return trainer(body)
+
+
+def test_kernel_that_ends_trainers_for_memory_halves_the_batch_and_costs_no_attempts(world: World) -> None:
+    """Only what the kernel counts is made up."""
+    job_id, kills = world.job(training={"batch_size": 4}), itertools.count()
+    supervisor = world.supervisor(needing(4, "os.kill(os.getpid(), signal.SIGKILL)"), max_attempts=1)
     object.__setattr__(supervisor, "memory_kills", lambda: next(kills))
-    supervisor.run_job(job_id)
-    assert [w["code"] for w in world.get(Job, job_id).warnings] == ["memory_exceeded"]
-    supervisor.run_job(job_id)
+    for _ in range(3):
+        supervisor.run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.report["parts"], job.crashes) == (4, 0)
+    assert [w["code"] for w in job.warnings] == ["memory_exceeded", "memory_exceeded"]
+
+
+def test_trainer_that_runs_out_of_memory_goes_on_in_smaller_parts(world: World) -> None:
+    job_id = world.job(training={"batch_size": "auto"})
+    supervisor = world.supervisor(needing(2, OUT_OF_MEMORY), max_attempts=1)
+    for _ in range(2):
+        supervisor.run_job(job_id)
     assert world.get(Job, job_id).report["parts"] == 2
+
+
+def test_job_that_does_not_fit_in_single_samples_fails(world: World) -> None:
+    job_id = world.job()
+    known = "say('phase', phase='finetuning')\nsay('resolved', config={'training': {'batch_size': 2}})\n"
+    supervisor = world.supervisor(trainer(known + OUT_OF_MEMORY))
+    for _ in range(2):
+        supervisor.run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.state, job.attempt, job.error["code"]) == ("failed", 2, "out_of_memory")
+
+
+def test_trainer_tells_lack_of_memory_from_a_sample_that_is_too_large() -> None:
+    short, hopeless = describe(MemoryError(), "finetuning"), describe(OutOfMemory("no"), "finetuning")
+    assert (short.code, short.retryable) == (protocol.OUT_OF_MEMORY, True)
+    assert (hopeless.code, hopeless.retryable) == (protocol.OUT_OF_MEMORY, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OUT_OF_MEMORY,
+        "say('phase', phase='baseline')\n" + OUT_OF_MEMORY.replace("True", "False"),
+    ],
+    ids=["no batch is computed", "a single sample is too much"],
+)
+def test_lack_of_memory_that_smaller_parts_do_not_help_fails_the_job_at_once(world: World, error: str) -> None:
+    job_id = world.job()
+    world.supervisor(trainer(error)).run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.state, job.error["code"], job.warnings) == ("failed", "out_of_memory", [])
 
 
 def test_where_it_went_on_is_an_event(world: World) -> None:
