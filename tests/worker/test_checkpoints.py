@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.storage import open_storage
 from app.tables import Checkpoint, Job, utc_now
-from tests.worker.conftest import World, trainer
+from tests.object_store import ObjectStore
+from tests.worker.conftest import World, s3_settings, trainer
 from tests.worker.test_jobs import is_in_phase, set_job, wait_until
 from worker import protocol
 from worker.checkpoint_mirror import NAME, newest_of_each_course
@@ -84,6 +87,18 @@ def test_checkpoint_is_in_storage_while_the_trainer_goes_on(world: World, in_bac
 
 
 def test_another_machine_goes_on_from_storage(world: World) -> None:
+    job_id = world.job()
+    world.supervisor(trainer(SAVING + "save('one')\nsave('two')\nsys.exit(3)")).run_job(job_id)
+    forget_local_checkpoints(world, job_id)
+    world.supervisor(trainer(REPORTING)).run_job(job_id)
+    assert world.get(Job, job_id).report["from"] == ["one", "two"]
+
+
+def test_another_machine_goes_on_from_an_object_store(world: World, store: ObjectStore) -> None:
+    if not world.database.is_sqlite:
+        pytest.skip("the database makes no difference here")
+    changes = s3_settings(store) | {"storage_url": f"s3://{store.bucket()}/some/prefix"}
+    world = replace(world, storage=open_storage(world.settings.model_copy(update=changes)))
     job_id = world.job()
     world.supervisor(trainer(SAVING + "save('one')\nsave('two')\nsys.exit(3)")).run_job(job_id)
     forget_local_checkpoints(world, job_id)
