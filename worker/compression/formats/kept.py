@@ -11,7 +11,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Kept:
         return json.dumps([base64.b64encode(self.model).decode(), self.title, self.sizes])
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def of(text: str) -> Kept:
         model, title, sizes = json.loads(text)
         return Kept(base64.b64decode(model), title, sizes)
@@ -75,7 +75,9 @@ class Kept:
     def run(self, inputs: Sequence[Tensor]) -> list[np.ndarray]:
         """The results, whatever their shapes are."""
         names = [value.name for value in self.proto.graph.input]
-        arrays = [x.detach().to("cpu", dtype).contiguous().numpy() for x, dtype in zip(inputs, self.dtypes, strict=True)]
+        arrays = [
+            x.detach().to("cpu", dtype).contiguous().numpy() for x, dtype in zip(inputs, self.dtypes, strict=True)
+        ]
         return self.session.run(None, dict(zip(names, arrays, strict=True)))
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[list[Any]]:

@@ -95,7 +95,7 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     if kept:
         learn_sizes(kept, module, graph.inputs, examples)
         if static is None:
-            check_samples(kept, module, examples)
+            check_samples(kept, module, graph.inputs, examples)
     if static is not None:
         _check_freed(path, module, graph.inputs, constants, static, [None if n in unzipped else n for n in outputs])
     exported = _export(module, graph.inputs, examples, static)
@@ -212,9 +212,7 @@ def _check_freed(
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
-def _examples(
-    module: Imported, ports: Sequence[Port], static: int | None, random: bool
-) -> tuple[torch.Tensor, ...]:
+def _examples(module: Imported, ports: Sequence[Port], static: int | None, random: bool) -> tuple[torch.Tensor, ...]:
     """Inputs with which the network runs. Running it once also makes its buffers."""
     problem: CompressionError | None = None
     free = any(not isinstance(n, int) for p in ports for n in (p.shape or ())[1:])
@@ -239,9 +237,7 @@ def _sized(ports: Sequence[Port], size: int, batch: int, random: bool = False) -
         assert port.shape is not None
         assert port.dtype is not None
         shape = [batch, *(n if isinstance(n, int) else size for n in port.shape[1:])]
-        tensors.append(
-            random_tensor(shape, port.dtype, generator) if random else torch.zeros(shape, dtype=port.dtype)
-        )
+        tensors.append(random_tensor(shape, port.dtype, generator) if random else torch.zeros(shape, dtype=port.dtype))
     return tuple(tensors)
 
 

@@ -30,6 +30,7 @@ MAX_BYTES = 2**20
 """Of a node, which travels in every call."""
 TOLERANCE = 1e-3
 """Between a sample in a batch and the same one alone, as a share of the output's scale."""
+BATCH = "batch"
 KINDS = {dtype: number for number, dtype in DTYPES.items() if dtype not in WIDENED and not dtype.is_complex}
 HINT = "Export the network without it: what prepares data or decodes results belongs outside of it."
 
@@ -49,15 +50,18 @@ def keep(graph: Graph, weights: Collection[str]) -> list[Keeper]:
     return keepers
 
 
-def learn_sizes(keepers: Sequence[Keeper], module: nn.Module, ports: Sequence[Port], examples: Sequence[Tensor]) -> None:
+def learn_sizes(
+    keepers: Sequence[Keeper], module: nn.Module, ports: Sequence[Port], examples: Sequence[Tensor]
+) -> None:
     """Runs the network with other sizes of its free axes than those of `examples`, with which it runs, and with zeros.
 
     Raises `UnsupportedModel` when the size of a result does not follow from the sizes of what goes in.
     """
-    axes = {_axis(port, i): None for port in ports for i, size in enumerate(port.shape or ()) if not isinstance(size, int)}
+    axes = dict.fromkeys(
+        _axis(p, i) for p in ports for i, n in enumerate(p.shape or ()) if i == 0 or not isinstance(n, int)
+    )
     factors: list[dict[Any, int]] = [{axis: 2} for axis in axes] + [dict.fromkeys(axes, 3)]
-    runs = [_scaled(ports, examples, each) for each in factors]
-    for samples in [tuple(map(torch.zeros_like, examples)), *runs]:
+    for samples in [tuple(map(torch.zeros_like, examples)), *(_scaled(ports, examples, each) for each in factors)]:
         try:
             with torch.no_grad():
                 module(*samples)
@@ -67,20 +71,28 @@ def learn_sizes(keepers: Sequence[Keeper], module: nn.Module, ports: Sequence[Po
         keeper.settle()
 
 
-def check_samples(keepers: Sequence[Keeper], module: nn.Module, examples: Sequence[Tensor]) -> None:
+def check_samples(
+    keepers: Sequence[Keeper], module: nn.Module, ports: Sequence[Port], examples: Sequence[Tensor]
+) -> None:
     """Raises `UnsupportedModel` when a sample's results are others in a batch than alone."""
+    samples = _scaled(ports, examples, {BATCH: 2})
     with torch.no_grad():
-        together = module(*examples)
-        alone = [module(*(x[i : i + 1] for x in examples)) for i in range(len(examples[0]))]
-    for k, whole in enumerate(together):
-        if whole.shape[:1] == examples[0].shape[:1]:
-            if not relative_error(whole, torch.cat([results[k] for results in alone])) <= TOLERANCE:
-                names = ", ".join(sorted({keeper.title for keeper in keepers}))
-                raise UnsupportedModel(
-                    f"The model uses operators that are not supported: {names}. ONNX Runtime could compute them, but "
-                    "what the network gives for a sample then depends on the other samples of the batch, or on chance.",
-                    hint=HINT,
-                )
+        together = module(*samples)
+        alone = [module(*(x[i : i + 1] for x in samples)) for i in range(len(samples[0]))]
+    if not all(_agree(whole, pieces) for whole, pieces in zip(together, zip(*alone, strict=True), strict=True)):
+        names = ", ".join(sorted({keeper.title for keeper in keepers}))
+        raise UnsupportedModel(
+            f"The model uses operators that are not supported: {names}. ONNX Runtime computes them, but what the "
+            "network gives for a sample depends on the other samples of the batch, or on chance.",
+            hint=HINT,
+        )
+
+
+def _agree(whole: Tensor, pieces: Sequence[Tensor]) -> bool:
+    """One after the other along some axis (a state has the batch in its midst), or the same whatever goes in."""
+    joined = [torch.cat(list(pieces), axis) for axis in range(whole.ndim)]
+    is_constant = all(relative_error(whole, piece) <= TOLERANCE for piece in pieces)
+    return is_constant or any(relative_error(whole, each) <= TOLERANCE for each in joined)
 
 
 class Keeper:
@@ -100,6 +112,8 @@ class Keeper:
         self.dtypes: list[np.dtype] = []
         self.seen: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}
         """Shapes of what went in → shapes of what came out."""
+        self.varies = False
+        """Did others come out, once?"""
         self.call: str | None = None
 
     def __call__(self, *inputs: Tensor | None) -> list[Tensor | None]:
@@ -110,6 +124,8 @@ class Keeper:
     def settle(self) -> None:
         """What was seen becomes a rule."""
         assert self.kept is not None
+        if self.varies:
+            raise self._refused("how large its results are depends on the data")
         rows = [[size for shape in shapes for size in shape] for shapes in self.seen]
         outputs = list(self.seen.values())
         if any(len(row) != len(rows[0]) for row in rows):
@@ -119,7 +135,10 @@ class Keeper:
         for k, first in enumerate(outputs[0]):
             if any(len(shapes[k]) != len(first) for shapes in outputs):
                 raise self._refused("how many axes its results have depends on the data")
-            found = [self._size(np.array(rows), places, [shapes[k][axis] for shapes in outputs]) for axis in range(len(first))]
+            found = [
+                self._size(np.array(rows), places, [shapes[k][axis] for shapes in outputs])
+                for axis in range(len(first))
+            ]
             sizes.append(tuple(found))
         self.call = str(Kept(self._model(self.kept.dtypes, self.dtypes), self.title, tuple(sizes)))
 
@@ -131,11 +150,13 @@ class Keeper:
         except Exception as error:  # of many kinds, none of them public
             raise self._refused(f"ONNX Runtime does not compute it: {str(error)[:300]}") from error
         if any(r.dtype.kind not in "iufb" or _torch(r.dtype) not in KINDS for r in results):
-            raise self._refused(f"its results are {', '.join(str(r.dtype) for r in results)}, which are not trained with")
+            raise self._refused(
+                f"its results are {', '.join(str(r.dtype) for r in results)}, which are not trained with"
+            )
         self.dtypes = [result.dtype for result in results]
         shapes = [result.shape for result in results]
         if self.seen.setdefault(tuple(tuple(x.shape) for x in given), shapes) != shapes:
-            raise self._refused("how large its results are depends on the data")
+            self.varies = True
         return [torch.from_numpy(np.array(result)) for result in results]
 
     def _size(self, rows: np.ndarray, places: list[tuple[int, int]], values: list[int]) -> Size:
@@ -145,7 +166,8 @@ class Keeper:
         for column, place in zip(rows.T.tolist(), places, strict=True):
             if column == values:
                 return 0, ((1, *place),)
-        columns, chosen = np.ones((len(rows), 1)), []
+        columns = np.ones((len(rows), 1))
+        chosen: list[tuple[int, int]] = []
         for column, place in zip(rows.T, places, strict=True):
             more = np.column_stack([columns, column])
             if np.linalg.matrix_rank(more) == more.shape[1]:
@@ -201,12 +223,14 @@ def _is_trained(graph: Graph, weights: Collection[str]) -> bool:
 def _axis(port: Port, i: int) -> Any:
     """Axes of one name have one size, and so have first ones."""
     assert port.shape is not None
-    return "batch" if i == 0 else port.shape[i] or (port.name, i)
+    return BATCH if i == 0 else port.shape[i] or (port.name, i)
 
 
 def _scaled(ports: Sequence[Port], examples: Sequence[Tensor], factors: Mapping[Any, int]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    shapes = [[n * factors.get(_axis(p, i), 1) for i, n in enumerate(x.shape)] for p, x in zip(ports, examples, strict=True)]
+    shapes = [
+        [n * factors.get(_axis(p, i), 1) for i, n in enumerate(x.shape)] for p, x in zip(ports, examples, strict=True)
+    ]
     return tuple(random_tensor(shape, x.dtype, generator) for shape, x in zip(shapes, examples, strict=True))
 
 
