@@ -67,8 +67,8 @@ class Kept:
     def session(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch computes in between
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # every session has threads of its own,
+        options.enable_cpu_mem_arena = False  # and memory that it would not give back
         with quiet():
             return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 

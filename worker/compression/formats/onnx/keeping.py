@@ -7,6 +7,7 @@ finds that out by running the network, at first with operators that only watch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,13 +61,19 @@ def learn_sizes(
     axes = dict.fromkeys(
         _axis(p, i) for p in ports for i, n in enumerate(p.shape or ()) if i == 0 or not isinstance(n, int)
     )
-    factors: list[dict[Any, int]] = [{axis: 2} for axis in axes] + [dict.fromkeys(axes, 3)]
-    for samples in [tuple(map(torch.zeros_like, examples)), *(_scaled(ports, examples, each) for each in factors)]:
-        try:
-            with torch.no_grad():
-                module(*samples)
-        except UnsupportedModel:
-            continue  # some axes may have to be of one size
+    with torch.no_grad():
+        with contextlib.suppress(UnsupportedModel):
+            module(*map(torch.zeros_like, examples))
+        varied: set[Any] = set()
+        problem: UnsupportedModel | None = None
+        for factors in [*({axis: 2} for axis in axes), dict.fromkeys(axes, 2), dict.fromkeys(axes, 3)]:
+            try:
+                module(*_scaled(ports, examples, factors))
+                varied.update(factors)
+            except UnsupportedModel as error:  # some axes may have to be of one size
+                problem = error
+    if problem is not None and varied < axes.keys():
+        raise problem
     for keeper in keepers:
         keeper.settle()
 
@@ -123,7 +130,8 @@ class Keeper:
 
     def settle(self) -> None:
         """What was seen becomes a rule."""
-        assert self.kept is not None
+        if self.kept is None:
+            return  # in a branch that is not taken
         if self.varies:
             raise self._refused("how large its results are depends on the data")
         rows = [[size for shape in shapes for size in shape] for shapes in self.seen]
