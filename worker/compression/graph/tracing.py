@@ -287,6 +287,10 @@ class Tracer:
         if node.target is getattr:
             raise AssertionError("a reader let an attribute access through")
         inputs = [v for a in node.all_input_nodes for v in flat(self.value(a))]
+        if kept_in(node) is not None:
+            why = "is computed by ONNX Runtime: what it touches keeps its size, and no gradient passes through it"
+            self.freeze(inputs, f"the operator {operator_name(node)} {why}")
+            return fixed_like(self.fakes[node])
         rule = rules.get(node.target)
         if rule is None:
             return self.give_up(node)

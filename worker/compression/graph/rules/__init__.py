@@ -6,7 +6,7 @@ costs. To add an operator: write its rule (or reuse one), put it into the table 
 `tests/compression/graph/operators.py`.
 """
 
-from worker.compression.graph.rules import elementwise, kept, norms, products, recurrent, shapes, slices, weights
+from worker.compression.graph.rules import elementwise, norms, products, recurrent, shapes, slices, weights
 from worker.compression.graph.rules.common import Rule
 
 RULES: dict[object, Rule] = {
@@ -17,6 +17,5 @@ RULES: dict[object, Rule] = {
     **products.RULES,
     **recurrent.RULES,
     **weights.RULES,
-    **kept.RULES,
 }
 """Operator → rule. What is not here freezes what it touches."""
