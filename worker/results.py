@@ -55,6 +55,7 @@ def store_result(workspace: Workspace, storage: Storage, job: Job, token: str) -
     """The files are in storage when this returns, and none of them when it raises."""
     report = read_object(workspace, "report.json", REPORT_BYTES)
     columns, made = result_columns(report), report.get("outputs")
+    # A format that cannot hold the network is not written, and the report does not list it.
     written = [output for output in job.outputs if isinstance(made, dict) and output in made]
     wanted = [("model", output, _model_name(workspace, output)) for output in written or job.outputs]
     wanted += [("report", "json", "report.json"), ("report", "html", "report.html")]

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from worker.compression.errors import CompressionError, UnsupportedModel
 from worker.compression.formats import lowering, pt2, schema
 from worker.compression.formats.exporting import quiet
-from worker.compression.formats.kept import OPERATOR
+from worker.compression.formats.kept import OPERATOR, kept_in
 from worker.compression.formats.onnx import batch as batches
 from worker.compression.formats.onnx import limits
 from worker.compression.formats.onnx.behind import not_possible, take_off
@@ -78,7 +78,6 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         fold(graph, weights)
         weights = {name: role for name, role in weights.items() if name in graph.constants}
         kept = keep(graph, weights)
-        origin = replace(origin, kept=tuple(sorted({keeper.title for keeper in kept})))
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
         origin = replace(origin, static_batch=static, weights=_stored_as(graph, weights, widened))
@@ -103,6 +102,8 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     program = pt2.build(
         model, lambda: exported.state_dict, lambda: exported.constants, {f"torch.ops.{OPERATOR}": OPERATOR}
     )
+    titles = {found.title for node in program.module.graph.nodes if (found := kept_in(node)) is not None}
+    origin = replace(origin, kept=tuple(sorted(titles)))
     named = _named(program, graph, outputs, origin)
     try_behind(named, examples)
     return named

@@ -108,7 +108,7 @@ class Keeper:
     def __init__(self, node: Node) -> None:
         self.title = title(node)
         outputs = list(node.outputs)
-        while not outputs[-1]:
+        while outputs and not outputs[-1]:
             outputs.pop()
         self.proto = onnx.NodeProto(op_type=node.operator, domain=node.domain)
         self.proto.input.extend(f"x{i}" if name else "" for i, name in enumerate(node.inputs))
