@@ -76,6 +76,17 @@ def test_an_onnx_file_may_come_in_a_zip_with_its_weights(world: World) -> None:
     assert (artifact.name, artifact.media_type, artifact.bytes) == ("model.onnx.zip", "application/zip", 2)
 
 
+def test_a_format_that_cannot_hold_the_network_is_no_artifact(world: World) -> None:
+    job_id = world.job()
+    body = """
+    request["options"]["outputs"] = ["onnx"]
+    finish({"baseline": figures(2), "compressed": figures(1), "outputs": {"onnx": {}}})
+    """
+    world.supervisor(trainer(body)).run_job(job_id)
+    assert world.get(Job, job_id).state == "succeeded"
+    assert [a.format for a in world.artifacts(job_id) if a.kind == "model"] == ["onnx"]
+
+
 def test_states_are_events(world: World) -> None:
     job_id = world.job()
     world.supervisor(trainer("finish()")).run_job(job_id)

@@ -203,6 +203,7 @@ class _Course:
         self.phase("checking")
         torch.manual_seed(options.training.seed)
         self.original.require_trainable()
+        self.original.writable(options.outputs)
         self.output = output_index(self.original.program, options.training.output)
         goal = resolve(self.original, options.target)
         self.train, self.held_out, self.objective = self.prepare_data()
