@@ -321,7 +321,7 @@ def get_logs(
 def get_report(id: JobId, request: Request, session: ReadSession, storage: StorageDep) -> Response:
     if _prefers_html(request.headers.get("accept", "")):
         artifact = jobs.artifact_of(session, id, "report", "html")
-        answer = answer_content(request, storage, content_of(artifact, disposition="inline"))
+        answer = answer_content(request, storage, content_of(session, artifact, disposition="inline"))
         answer.headers["Vary"] = "Accept"
         return answer
     job = jobs.get(session, id)
@@ -369,4 +369,4 @@ def get_model(
     storage: StorageDep,
     format: Annotated[Literal["pt2", "onnx"], Query(description="One of the job's outputs.")] = "pt2",
 ) -> Response:
-    return answer_content(request, storage, content_of(jobs.artifact_of(session, id, "model", format)))
+    return answer_content(request, storage, content_of(session, jobs.artifact_of(session, id, "model", format)))
