@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from app.access.repetition import forget_old
 from app.background import Repeating
 from app.database import Database, database_time
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES, TERMINAL_STATES
 from app.settings import Settings
 from app.storage import Storage
 from app.tables import Artifact, Checkpoint, Dataset, Job, Model, PartialUpload, UploadPart
@@ -93,7 +93,7 @@ def _expire(session: Session, table: type[Any], now: datetime, *used_by: Any) ->
     due = select(table.id).where(table.expires_at <= now, table.deleted_at.is_(None))
     if used_by:
         uses = or_(*(column == table.id for column in used_by))
-        due = due.where(~exists().where(uses, Job.state.not_in(TERMINAL_STATES)))
+        due = due.where(~exists().where(uses, Job.state.in_(ACTIVE_STATES)))
     ids = session.scalars(due.limit(AT_ONCE).with_for_update(skip_locked=True)).all()
     marked = update(table).where(table.id.in_(ids), table.deleted_at.is_(None)).values(deleted_at=now)
     return list(session.scalars(marked.returning(table.storage_key)))
@@ -113,9 +113,10 @@ def _drop_checkpoints(session: Session, now: datetime, days: float | None) -> li
     go at once.)"""
     if days is None:
         return []
-    ended = Job.state.in_(TERMINAL_STATES), Job.finished_at <= now - timedelta(days=days)
-    due = select(Checkpoint.id).join(Job, Job.id == Checkpoint.job_id).where(*ended)
-    ids = session.scalars(due.limit(AT_ONCE).with_for_update(of=Job, skip_locked=True)).all()
+    before = now - timedelta(days=days)
+    has_ended = exists().where(Job.id == Checkpoint.job_id, Job.state.in_(TERMINAL_STATES), Job.finished_at <= before)
+    due = select(Checkpoint.id).where(Checkpoint.created_at <= before, has_ended)  # by the index of the former
+    ids = session.scalars(due.limit(AT_ONCE).with_for_update(skip_locked=True)).all()
     gone = delete(Checkpoint).where(Checkpoint.id.in_(ids)).returning(Checkpoint.storage_key)
     return list(session.scalars(gone))
 

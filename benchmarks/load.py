@@ -476,7 +476,7 @@ def timed_on(database: Database, number: int) -> dict[str, float]:
 
     def page(**filters: Any) -> None:
         with database.reading() as session:
-            query = jobs.matching(filters.get("state"), None, None, {})
+            query = jobs.matching(filters.get("state"), None, None, {}, is_sqlite=database.is_sqlite)
             found = newest_first(session, query, Job.id, limit=20, cursor=None, show=lambda job: job)["data"]
             for job, outlook in zip(found, jobs.outlooks(session, found), strict=True):
                 show_job(job, outlook)

@@ -96,7 +96,8 @@ async def list_jobs(
     sweep_id: Annotated[str | None, Query(description="Only those of this sweep.", pattern=r"^[0-9a-z_]+$")] = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Any:
-    query = jobs.matching(state, model_id, sweep_id, _metadata_filter(request.query_params))
+    metadata = _metadata_filter(request.query_params)
+    query = jobs.matching(state, model_id, sweep_id, metadata, is_sqlite=service.database.is_sqlite)
     if "text/event-stream" in accept.lower():
         return EventSourceResponse(watching.stream_jobs(service.database), headers=STREAM_HEADERS)
     return await run_in_threadpool(_job_page, service, query, limit, cursor)

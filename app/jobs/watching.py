@@ -15,7 +15,7 @@ from sqlalchemy import select
 from app.database import Database
 from app.jobs import service as jobs
 from app.jobs.schemas import show_event, show_job
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES, TERMINAL_STATES
 from app.tables import Event, Job
 
 LOOK_SECONDS = 0.25
@@ -82,7 +82,7 @@ async def stream_jobs(database: Database) -> AsyncIterator[bytes]:
 
     def look() -> list[bytes]:
         with database.reading() as session:
-            active = select(Job).where(Job.state.not_in(TERMINAL_STATES)).order_by(Job.id.desc()).limit(WATCHED_JOBS)
+            active = select(Job).where(Job.state.in_(ACTIVE_STATES)).order_by(Job.id.desc()).limit(WATCHED_JOBS)
             found = {job.id: job for job in session.scalars(active)}
             if gone := known.keys() - found.keys():
                 found |= {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(gone)))}

@@ -106,7 +106,8 @@ def test_checkpoints_go_when_their_job_has_ended_so_long_ago(service: Service, u
             with service.storage.writer(f"jobs/job_{n}/checkpoint") as file:
                 file.write(b"weights")
             about = {"attempt": 1, "name": "1", "bytes": 7, "sha256": file.sha256}
-            session.add(Checkpoint(id=f"ckp_{n}", job_id=f"job_{n}", storage_key=f"jobs/job_{n}/checkpoint", **about))
+            about |= {"storage_key": f"jobs/job_{n}/checkpoint", "created_at": long_ago}
+            session.add(Checkpoint(id=f"ckp_{n}", job_id=f"job_{n}", **about))
     assert delete_expired(service.database, service.storage) == 0
     assert delete_expired(service.database, service.storage, checkpoint_days=7) == 2
     with service.database.reading() as session:
