@@ -146,7 +146,7 @@ async def get_job(
     if seconds is not None:
         is_known = matches_etag(if_none_match, _etag_of(job, outlook))
         if is_known or (if_none_match is None and job.state not in TERMINAL_STATES):
-            await watching.wait_for_change(service.database, id, job.version if is_known else None, seconds)
+            await watching.wait_for_change(service.watcher, id, job.version if is_known else None, seconds)
             job, outlook = await run_in_threadpool(_look, service, id)
     headers = {"ETag": _etag_of(job, outlook), "Cache-Control": "private, no-cache"}
     if seconds is not None:
@@ -254,7 +254,7 @@ async def list_events(
     if "text/event-stream" in accept.lower():
         await run_in_threadpool(_read, service, id)
         after = max(after, sequence_in(last_event_id))
-        stream = watching.stream_events(service.database, id, after)
+        stream = watching.stream_events(service.database, service.watcher, id, after)
         return EventSourceResponse(stream, headers=STREAM_HEADERS)
     return await run_in_threadpool(_event_page, service, id, after, limit)
 
