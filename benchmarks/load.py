@@ -1,12 +1,13 @@
 """What one process of the API carries, and how soon a job starts.
 
-    python -m benchmarks.load [polling] [dispatch] [upload] [rows] [waiting] [stores]        all of them by default
+    python -m benchmarks.load [polling] [dispatch] [upload] [rows] [queue] [waiting] [stores]     all by default
 
 PostgreSQL is expected at --postgresql (a database of its own is made and dropped); Redis is started here, on a free
 port. `polling`: 1,000 queued jobs, and 1,000 clients that ask for them with and without If-None-Match, side by side
 with a bare FastAPI route on the same uvicorn (`benchmarks.bare`), in rounds by turns; figures are medians over rounds,
 ratios are taken within a round. `dispatch`: from submit to running, on an idle worker. `upload`: 4 GB, beside plain
 uvicorn writing the same stream to the same disk. `rows`: listing, claiming and reaping beside 1,000 to 50,000 jobs.
+`queue`: the same, and a look at the last job, beside 10,000 of which more and more are queued.
 `waiting`: 1,000 clients that wait with `Prefer: wait`, each for a job of its own. `stores`: what PostgreSQL does for a
 request, a heartbeat and a claim, and Redis for a message.
 
@@ -490,14 +491,23 @@ def rows(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return results
 
 
-def timed_on(database: Database, number: int) -> dict[str, float]:
-    """Milliseconds, the median of 15, beside so many jobs, of which 500 are queued and 20 run."""
+def queue(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    results = {}
+    for queued in (500, 10_000):
+        with postgresql(asked.postgresql) as url, contextlib.closing(Database(url)) as database:
+            database.upgrade()
+            results[f"{queued} queued"] = timed_on(database, 10_020, queued)
+    return results
+
+
+def timed_on(database: Database, number: int, queued: int = 500) -> dict[str, float]:
+    """Milliseconds, the median of 15, beside so many jobs, of which so many are queued and 20 run."""
     body, now = job_body(database), utc_now()
     columns = {"target": {}, "regularizer": {}, "training": {}, "data": {}, "outputs": ["pt2"], "published_at": now}
     columns |= {"target": {"metric": "parameters", "reduction": 0.6}, "regularizer": {"kind": "mixture"}}
     entries = []
     for left in range(number, 0, -1):
-        state = "queued" if left <= 500 else "running" if left <= 520 else "succeeded"
+        state = "queued" if left <= queued else "running" if left <= queued + 20 else "succeeded"
         lease = now + timedelta(hours=1) if state == "running" else None
         entries.append(
             {"id": new_id("job"), "model_id": body["model_id"], "dataset_id": body["dataset_id"], **columns}
@@ -517,7 +527,12 @@ def timed_on(database: Database, number: int) -> dict[str, float]:
             for job, outlook in zip(found, jobs.outlooks(session, found), strict=True):
                 show_job(job, outlook)
 
+    def look() -> None:
+        with database.reading() as session:
+            jobs.look(session, entries[-1]["id"])
+
     actions: dict[str, Callable[[], object]] = {
+        "get the last": look,
         "list": page,
         "list succeeded": lambda: page(state="succeeded"),
         "claim": lambda: Claim.take(database, "benchmark", 60.0),
@@ -637,7 +652,15 @@ def timed(act: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-PARTS = {"polling": polling, "dispatch": dispatch, "upload": upload, "rows": rows, "waiting": waiting, "stores": stores}
+PARTS = {
+    "polling": polling,
+    "dispatch": dispatch,
+    "upload": upload,
+    "rows": rows,
+    "queue": queue,
+    "waiting": waiting,
+    "stores": stores,
+}
 
 
 def main() -> None:
