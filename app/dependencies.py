@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.access.caller import Caller
 from app.access.dependencies import CallerDep
 from app.database import Database
+from app.jobs.watcher import Watcher
 from app.observability.metrics import Metrics, ProcessMetrics
 from app.settings import Settings
 from app.storage import Storage
@@ -30,6 +31,8 @@ class Service:
     storage: Storage
     celery: Celery
     process_metrics: ProcessMetrics
+    watcher: Watcher
+    """Sees everybody's jobs, and says only when to look."""
 
     @property
     def metrics(self) -> Metrics:

@@ -22,6 +22,7 @@ from app.datasets.endpoints import router as datasets
 from app.dependencies import Service
 from app.health.endpoints import router as health
 from app.jobs.endpoints import router as jobs
+from app.jobs.watcher import Watcher
 from app.keys.endpoints import router as keys
 from app.local_workers import LocalWorkers
 from app.methods.endpoints import router as methods
@@ -79,12 +80,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         refuse_open_door(settings)
         check_settings(settings)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        database = Database(settings.resolved_database_url)
         service = Service(
-            settings,
-            Database(settings.resolved_database_url),
-            open_storage(settings),
-            celery_client(settings),
-            metrics,
+            settings, database, open_storage(settings), celery_client(settings), metrics, Watcher(database)
         )
         if service.database.is_sqlite:  # elsewhere it is a step of the deployment; /readyz waits for it
             await run_in_threadpool(service.database.upgrade)
@@ -106,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             if workers is not None:
                 await workers.stop()
+            await service.watcher.stop()
             for thread in background:
                 await run_in_threadpool(thread.stop)
             service.database.close()

@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from app.access.repetition import forget_old
 from app.background import Repeating
 from app.database import Database, database_time
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES, TERMINAL_STATES
 from app.settings import Settings
 from app.storage import Storage
-from app.tables import Artifact, Checkpoint, Dataset, Job, Model, PartialUpload, UploadPart, utc_now
+from app.tables import Artifact, Checkpoint, Dataset, Job, Model, PartialUpload, UploadPart
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +33,36 @@ FEW_ORPHANS = 100
 """More than these, and more than half of all files, look like a database that is not the storage's own."""
 
 
-def expiry(days: float | None, now: datetime | None = None) -> datetime | None:
+def expiry(session: Session, days: float | None) -> datetime | None:
     """When something made now expires, for a retention in days."""
-    return None if days is None else (now or utc_now()) + timedelta(days=days)
+    return None if days is None else database_time(session) + timedelta(days=days)
 
 
 def collectors(database: Database, storage: Storage, settings: Settings) -> list[Repeating]:
     age = timedelta(hours=settings.orphan_hours)
+
+    def expire() -> int:
+        return delete_expired(database, storage, checkpoint_days=settings.artifact_retention_days)
+
     return [
-        Repeating("deleting what has expired", lambda: delete_expired(database, storage), EXPIRY_SECONDS),
+        Repeating("deleting what has expired", expire, EXPIRY_SECONDS),
         Repeating("forgetting repetitions", lambda: forget_old(database, _now(database)), EXPIRY_SECONDS),
         Repeating("deleting orphans", lambda: delete_orphans(database, storage, age), ORPHANS_SECONDS),
     ]
 
 
-def delete_expired(database: Database, storage: Storage, now: datetime | None = None) -> int:
-    """Returns how many files were deleted. An upload that a job still needs stays until that has ended."""
+def delete_expired(
+    database: Database, storage: Storage, now: datetime | None = None, *, checkpoint_days: float | None = None
+) -> int:
+    """Returns how many files were deleted. An upload that a job still needs stays until that has ended; checkpoints, so
+    many days longer than that (None: they stay)."""
     now = now or _now(database)
     kinds: tuple[Callable[[Session, datetime], list[str]], ...] = (
         lambda session, now: _expire(session, Artifact, now),
         lambda session, now: _expire(session, Model, now, Job.model_id),
         lambda session, now: _expire(session, Dataset, now, Job.dataset_id, Job.validation_dataset_id),
         _drop_partial_uploads,
+        lambda session, now: _drop_checkpoints(session, now, checkpoint_days),
     )
     count = 0
     for expire in kinds:
@@ -85,7 +93,7 @@ def _expire(session: Session, table: type[Any], now: datetime, *used_by: Any) ->
     due = select(table.id).where(table.expires_at <= now, table.deleted_at.is_(None))
     if used_by:
         uses = or_(*(column == table.id for column in used_by))
-        due = due.where(~exists().where(uses, Job.state.not_in(TERMINAL_STATES)))
+        due = due.where(~exists().where(uses, Job.state.in_(ACTIVE_STATES)))
     ids = session.scalars(due.limit(AT_ONCE).with_for_update(skip_locked=True)).all()
     marked = update(table).where(table.id.in_(ids), table.deleted_at.is_(None)).values(deleted_at=now)
     return list(session.scalars(marked.returning(table.storage_key)))
@@ -98,6 +106,19 @@ def _drop_partial_uploads(session: Session, now: datetime) -> list[str]:
     keys = list(session.scalars(select(UploadPart.storage_key).where(UploadPart.upload_id.in_(ids))))
     session.execute(delete(PartialUpload).where(PartialUpload.id.in_(ids)))  # its parts go with it
     return keys
+
+
+def _drop_checkpoints(session: Session, now: datetime, days: float | None) -> list[str]:
+    """Of jobs that have failed or been cancelled so long ago: nobody will try them again. (Those of a job that succeeds
+    go at once.)"""
+    if days is None:
+        return []
+    before = now - timedelta(days=days)
+    has_ended = exists().where(Job.id == Checkpoint.job_id, Job.state.in_(TERMINAL_STATES), Job.finished_at <= before)
+    due = select(Checkpoint.id).where(Checkpoint.created_at <= before, has_ended)  # by the index of the former
+    ids = session.scalars(due.limit(AT_ONCE).with_for_update(skip_locked=True)).all()
+    gone = delete(Checkpoint).where(Checkpoint.id.in_(ids)).returning(Checkpoint.storage_key)
+    return list(session.scalars(gone))
 
 
 def delete_orphans(database: Database, storage: Storage, age: timedelta, now: datetime | None = None) -> int:

@@ -62,7 +62,10 @@ class Settings(BaseSettings):
         default=None, gt=0, description="Models and data sets are deleted after so long. Default: kept."
     )
     artifact_retention_days: float | None = Field(
-        default=None, gt=0, description="Files that jobs made are deleted after so long. Default: kept."
+        default=None,
+        gt=0,
+        description="Files that jobs made are deleted after so long, and checkpoints of jobs "
+        "that failed or were cancelled. Default: kept.",
     )
     orphan_hours: float = Field(
         default=24.0, gt=0, description="A stored file that nothing refers to is deleted once it is so old."

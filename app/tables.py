@@ -130,7 +130,7 @@ class Upload(Owned):
     filename: Mapped[str] = mapped_column(String(255))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    storage_key: Mapped[str] = mapped_column(String(255))
+    storage_key: Mapped[str] = mapped_column(String(255), index=True)
     # What was given by URL is fetched by whoever checks it; until then it has no bytes and no digest. Afterwards the
     # URL is kept without its query, which may hold a signature.
     source_url: Mapped[str | None] = mapped_column(Text)
@@ -187,7 +187,7 @@ class UploadPart(Base):
     upload_id: Mapped[str] = mapped_column(ForeignKey("partial_uploads.id", ondelete="CASCADE"), primary_key=True)
     start: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     bytes: Mapped[int] = mapped_column(BigInteger)
-    storage_key: Mapped[str] = mapped_column(String(255))
+    storage_key: Mapped[str] = mapped_column(String(255), index=True)
 
 
 class Sweep(Owned, Base):
@@ -230,12 +230,22 @@ class Job(Owned, Base):
             postgresql_where=text("state = 'queued'"),
             sqlite_where=text("state = 'queued'"),
         ),
-        # Lists, the newest first.
+        # Lists, the newest first, and what each project has at work.
+        Index("ix_jobs_project", "project", "id"),
+        Index("ix_jobs_project_state", "project", "state", "id"),
         Index("ix_jobs_state", "state", "id"),
         Index("ix_jobs_model_id", "model_id", "id"),
         Index("ix_jobs_sweep_id", "sweep_id", "id"),
+        # Containment, `@>`. SQLite has nothing like it.
+        Index(
+            "ix_jobs_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+        ).ddl_if(dialect="postgresql"),
     )
 
+    project: Mapped[str] = mapped_column(String(64), default=DEFAULT_PROJECT)
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
@@ -331,7 +341,7 @@ class Artifact(Base):
     media_type: Mapped[str] = mapped_column(String(100))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    storage_key: Mapped[str] = mapped_column(String(255))
+    storage_key: Mapped[str] = mapped_column(String(255), index=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     # As of an upload: the file goes, the row stays.
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
@@ -350,8 +360,8 @@ class Checkpoint(Base):
     name: Mapped[str] = mapped_column(String(100))  # the trainer's: its order is that of time
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    storage_key: Mapped[str] = mapped_column(String(255))
-    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    storage_key: Mapped[str] = mapped_column(String(255), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
 
 
 class LogChunk(Base):

@@ -1,14 +1,18 @@
 """What one process of the API carries, and how soon a job starts.
 
-    python -m benchmarks.load [polling] [dispatch] [upload] [rows]        all of them by default
+    python -m benchmarks.load [polling] [dispatch] [upload] [rows] [queue] [waiting] [stores]     all by default
 
 PostgreSQL is expected at --postgresql (a database of its own is made and dropped); Redis is started here, on a free
 port. `polling`: 1,000 queued jobs, and 1,000 clients that ask for them with and without If-None-Match, side by side
 with a bare FastAPI route on the same uvicorn (`benchmarks.bare`), in rounds by turns; figures are medians over rounds,
 ratios are taken within a round. `dispatch`: from submit to running, on an idle worker. `upload`: 4 GB, beside plain
 uvicorn writing the same stream to the same disk. `rows`: listing, claiming and reaping beside 1,000 to 50,000 jobs.
+`queue`: the same, and a look at the last job, beside 10,000 of which more and more are queued.
+`waiting`: 1,000 clients that wait with `Prefer: wait`, each for a job of its own. `stores`: what PostgreSQL does for a
+request, a heartbeat and a claim, and Redis for a message.
 
-Processor time per request, which a busy machine does not change much, is that of the server process.
+Processor time, which a busy machine does not change much, is that of the server process, and, where it says so, of the
+processes that PostgreSQL has for the service.
 Adds what it measured to benchmarks/results/load.json.
 """
 
@@ -40,18 +44,22 @@ from typing import Any
 import httpx
 import psutil
 import psycopg
-from sqlalchemy import insert, text
+from redis import Redis
+from sqlalchemy import insert, text, update
 
+from app.celery_config import RUN_JOB
 from app.database import Database
 from app.ids import new_id
 from app.jobs import service as jobs
 from app.jobs.schemas import JobRequest, show_job
 from app.paging import newest_first
+from app.queue import Publisher, celery_client, enqueue
 from app.recovery import sweep
+from app.settings import Settings
 from app.tables import Dataset, Job, Model, utc_now
 from benchmarks.experiment import RESULTS, machine
 from demo.service import ends_on_sigterm
-from worker.claims import Claim
+from worker.claims import Claim, NewEvent
 
 ROOT = Path(__file__).parent.parent
 CLIENTS = 1000
@@ -138,6 +146,31 @@ def redis(folder: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
 
 
+@contextmanager
+def postgresql_processor(database: Database) -> Iterator[Callable[[], float]]:
+    """How many seconds PostgreSQL's processes have worked for this database. Those that end are missed for what they
+    did since they were last looked at: a tenth of a second."""
+    name, seen, is_over = str(database.engine.url.database), dict[int, float](), threading.Event()
+
+    def look() -> float:
+        for each in psutil.process_iter(["pid", "name", "cmdline", "cpu_times"]):
+            if each.info["name"] == "postgres" and f" {name} " in " ".join(each.info["cmdline"] or ()):
+                seen[each.info["pid"]] = each.info["cpu_times"].user + each.info["cpu_times"].system
+        return sum(seen.values())
+
+    def watch() -> None:
+        while not is_over.wait(0.1):
+            look()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield look
+    finally:
+        is_over.set()
+        watching.join()
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
@@ -182,6 +215,15 @@ def job_body(database: Database) -> dict[str, Any]:
         with database.writing() as session:
             session.add(table(id=ids[prefix], state="ready", **about))
     return {"model_id": ids["mdl"], "dataset_id": ids["dts"], "target": {"reduction": 0.6}}
+
+
+def queue_jobs(ours: Service, count: int) -> list[str]:
+    options = JobRequest.model_validate(ours.body).model_dump(mode="json", exclude={"metadata"})
+    rows = [{"id": new_id("job"), **options, "job_metadata": {}} for _ in range(count)]
+    with ours.database.writing() as session:
+        if rows:
+            session.execute(insert(Job), rows)
+    return [row["id"] for row in rows]
 
 
 # Requests, by hand: a client of its own costs a fifth of httpx, and shares the processor with what it measures.
@@ -288,12 +330,7 @@ def polling(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     body = post("/v1/jobs", ours.body)
                     made = measure(to, lambda _, body=body: body, 202, 8, count=asked.submits)  # type: ignore[misc]
                     submit[name].append(made.figures())
-            options = JobRequest.model_validate(ours.body).model_dump(mode="json", exclude={"metadata"})
-            missing = range(CLIENTS - asked.submits * asked.rounds - 1)
-            rows = [{"id": new_id("job"), **options, "job_metadata": {}} for _ in missing]
-            with ours.database.writing() as session:
-                if rows:
-                    session.execute(insert(Job), rows)
+            queue_jobs(ours, CLIENTS - asked.submits * asked.rounds - 1)
             with ours.database.reading() as session:
                 ids = list(session.scalars(text("SELECT id FROM jobs WHERE state = 'queued' ORDER BY id")))
                 queued = len(ids)
@@ -454,14 +491,23 @@ def rows(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return results
 
 
-def timed_on(database: Database, number: int) -> dict[str, float]:
-    """Milliseconds, the median of 15, beside so many jobs, of which 500 are queued and 20 run."""
+def queue(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    results = {}
+    for queued in (500, 10_000):
+        with postgresql(asked.postgresql) as url, contextlib.closing(Database(url)) as database:
+            database.upgrade()
+            results[f"{queued} queued"] = timed_on(database, 10_020, queued)
+    return results
+
+
+def timed_on(database: Database, number: int, queued: int = 500) -> dict[str, float]:
+    """Milliseconds, the median of 15, beside so many jobs, of which so many are queued and 20 run."""
     body, now = job_body(database), utc_now()
     columns = {"target": {}, "regularizer": {}, "training": {}, "data": {}, "outputs": ["pt2"], "published_at": now}
     columns |= {"target": {"metric": "parameters", "reduction": 0.6}, "regularizer": {"kind": "mixture"}}
     entries = []
     for left in range(number, 0, -1):
-        state = "queued" if left <= 500 else "running" if left <= 520 else "succeeded"
+        state = "queued" if left <= queued else "running" if left <= queued + 20 else "succeeded"
         lease = now + timedelta(hours=1) if state == "running" else None
         entries.append(
             {"id": new_id("job"), "model_id": body["model_id"], "dataset_id": body["dataset_id"], **columns}
@@ -476,18 +522,124 @@ def timed_on(database: Database, number: int) -> dict[str, float]:
 
     def page(**filters: Any) -> None:
         with database.reading() as session:
-            query = jobs.matching(filters.get("state"), None, None, {})
+            query = jobs.matching(filters.get("state"), None, None, {}, is_sqlite=database.is_sqlite)
             found = newest_first(session, query, Job.id, limit=20, cursor=None, show=lambda job: job)["data"]
             for job, outlook in zip(found, jobs.outlooks(session, found), strict=True):
                 show_job(job, outlook)
 
+    def look() -> None:
+        with database.reading() as session:
+            jobs.look(session, entries[-1]["id"])
+
     actions: dict[str, Callable[[], object]] = {
+        "get the last": look,
         "list": page,
         "list succeeded": lambda: page(state="succeeded"),
         "claim": lambda: Claim.take(database, "benchmark", 60.0),
         "reap": lambda: sweep(database, 3, 60.0),
     }
     return {name: round(timed(act), 3) for name, act in actions.items()}
+
+
+def waiting(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Each client waits for a job of its own to end. Of ten of them, which are ended one after the other, it is seen
+    when they hear of it."""
+    with service(folder / "waiting", asked.postgresql) as ours, postgresql_processor(ours.database) as processor:
+        ids = queue_jobs(ours, CLIENTS)
+        shares: dict[str, float] = {}
+        heard: list[float] = []
+
+        async def run() -> None:
+            streams = [await asyncio.open_connection("127.0.0.1", ours.api.port) for _ in ids]
+            ends = [
+                asyncio.create_task(ask(*stream, get(f"/v1/jobs/{id}", Prefer="wait=60")))
+                for stream, id in zip(streams, ids, strict=True)
+            ]
+            await asyncio.sleep(asked.settle)
+            api, stores, began = ours.api.cpu_seconds(), processor(), time.perf_counter()
+            await asyncio.sleep(10)
+            seconds = time.perf_counter() - began
+            shares["api"] = (ours.api.cpu_seconds() - api) / seconds
+            shares["postgresql"] = (processor() - stores) / seconds
+            assert not any(end.done() for end in ends)
+            for end, id in list(zip(ends, ids, strict=True))[:: len(ids) // 10]:
+                with ours.database.writing() as session:
+                    ended = {"state": "succeeded", "version": Job.version + 1}
+                    session.execute(update(Job).where(Job.id == id).values(ended))
+                began = time.perf_counter()
+                await end
+                heard.append(time.perf_counter() - began)
+            for end in ends:
+                end.cancel()
+            for _, writer in streams:
+                writer.close()
+
+        asyncio.run(run())
+    return {
+        "clients": CLIENTS,
+        "processor_share": {name: round(share, 3) for name, share in shares.items()},
+        "heard_after_ms": {"p50": round(1000 * statistics.median(heard)), "max": round(1000 * max(heard))},
+    }
+
+
+def stores(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    with service(folder / "stores", asked.postgresql) as ours, postgresql_processor(ours.database) as processor:
+        found: dict[str, Any] = {"postgresql_cpu_ms": {}}
+
+        def note(name: str, count: int, act: Callable[[], object]) -> None:
+            before = processor()
+            act()
+            found["postgresql_cpu_ms"][name] = round(1000 * (processor() - before) / count, 3)
+
+        def requests(request: bytes, status: int) -> Callable[[], object]:
+            return lambda: measure(ours.api, lambda _: request, status, 8, count=asked.requests)
+
+        ids = queue_jobs(ours, CLIENTS)
+        with ours.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE"))
+        etag = httpx.get(f"{ours.api.url}/v1/jobs/{ids[-1]}").headers["etag"]
+        note("GET job", asked.requests, requests(get(f"/v1/jobs/{ids[-1]}"), 200))
+        note("GET job, 304", asked.requests, requests(get(f"/v1/jobs/{ids[-1]}", If_None_Match=etag), 304))
+        claims: list[Claim] = []
+        note("claim", 500, lambda: claims.extend(filter(None, (claim(ours.database) for _ in range(500)))))
+        note("heartbeat", 1000, lambda: [each.extend() for each in claims * 2])
+        note("progress", 1000, lambda: [each.record({}, [NewEvent("progress", {})]) for each in claims * 2])
+        note("POST job", asked.requests, requests(post("/v1/jobs", ours.body), 202))
+    return found | {"redis": messages(asked, folder)}
+
+
+def claim(database: Database) -> Claim | None:
+    return Claim.take(database, "benchmark", 600.0)
+
+
+def messages(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Written to the outbox, and then published by the service's own publisher, as fast as one of them can."""
+    count = 10_000
+    with ExitStack() as stack:
+        url, broker = stack.enter_context(postgresql(asked.postgresql)), stack.enter_context(redis(folder))
+        database = Database(url)
+        stack.callback(database.close)
+        database.upgrade()
+        with database.writing() as session:
+            for _ in range(count):
+                enqueue(session, RUN_JOB, new_id("job"))
+        client = Redis.from_url(broker)
+        client.ping()
+        publisher = Publisher(database, celery_client(Settings(broker_url=broker)))
+        before, cpu, began = client.info(), time.process_time(), time.perf_counter()
+        while publisher.publish():
+            pass
+        seconds, cpu, after = time.perf_counter() - began, time.process_time() - cpu, client.info()
+        publisher.close()
+        assert client.llen("jobs") == count
+    used = [each["used_cpu_user"] + each["used_cpu_sys"] for each in (before, after)]
+    return {
+        "messages": count,
+        "per_second": round(count / seconds),
+        "publisher_cpu_ms": round(1000 * cpu / count, 3),
+        "redis_cpu_ms": round(1000 * (used[1] - used[0]) / count, 4),
+        "bytes_each": round((after["used_memory"] - before["used_memory"]) / count),
+    }
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -500,7 +652,15 @@ def timed(act: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-PARTS = {"polling": polling, "dispatch": dispatch, "upload": upload, "rows": rows}
+PARTS = {
+    "polling": polling,
+    "dispatch": dispatch,
+    "upload": upload,
+    "rows": rows,
+    "queue": queue,
+    "waiting": waiting,
+    "stores": stores,
+}
 
 
 def main() -> None:
@@ -515,6 +675,8 @@ def main() -> None:
     parser.add_argument("--dispatches", type=int, default=50)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--uploads", type=int, default=3)
+    parser.add_argument("--settle", type=float, default=20.0, help="seconds until all who wait are waiting")
+    parser.add_argument("--requests", type=int, default=1000, help="of each kind, for PostgreSQL's processor time")
     asked = parser.parse_args()
     ends_on_sigterm()
     path = RESULTS / "load.json"

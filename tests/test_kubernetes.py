@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,14 +93,53 @@ WORKLOADS = [pytest.param(manifest, id=manifest["metadata"]["name"]) for manifes
 ALL = [pytest.param(manifest, id=f"{manifest['kind']} {manifest['metadata']['name']}") for manifest in MANIFESTS]
 
 
-@pytest.mark.parametrize("manifest", ALL)
-def test_manifest_is_what_kubernetes_expects(manifest: Manifest) -> None:
+def validate(manifest: Manifest) -> None:
     if manifest["apiVersion"].startswith("keda.sh/"):
         assert manifest["apiVersion"] == "keda.sh/v1alpha1"
         jsonschema.validate(manifest["spec"], KEDA[manifest["kind"]])
     else:
         for version in KUBERNETES:
             kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("manifest", ALL)
+def test_manifest_is_what_kubernetes_expects(manifest: Manifest) -> None:
+    validate(manifest)
+
+
+def references(part: Any) -> Iterator[tuple[str, str]]:
+    """Kind and name of every ConfigMap and Secret that this part of a manifest, or a part of it, refers to."""
+    if isinstance(part, list):
+        for each in part:
+            yield from references(each)
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            match name:
+                case "configMapRef" | "configMapKeyRef" | "configMap":
+                    yield "ConfigMap", value["name"]
+                case "secretRef" | "secretKeyRef":
+                    yield "Secret", value["name"]
+                case "secret":
+                    yield "Secret", value["secretName"]
+                case "secretTargetRef":
+                    yield from (("Secret", each["name"]) for each in value)
+                case _:
+                    yield from references(value)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="NO KUBECTL: what it makes of the manifests is not tested")
+def test_what_is_applied_is_valid_and_every_reference_resolves(tmp_path: Path) -> None:
+    """Kustomize adds a hash to the secret's name, and has to add it wherever the secret is named."""
+    folder = shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    shutil.copy(folder / "secret.env.example", folder / "secret.env")
+    built = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True).stdout
+    manifests = list(yaml.safe_load_all(built))
+    for manifest in manifests:
+        validate(manifest)
+    there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
+    wanted = set(references(manifests))
+    assert {kind for kind, _ in wanted} == {"ConfigMap", "Secret"}
+    assert wanted <= there
 
 
 def test_a_field_that_does_not_exist_would_be_found() -> None:
@@ -109,7 +150,8 @@ def test_a_field_that_does_not_exist_would_be_found() -> None:
 
 
 def test_every_file_is_part_of_the_kustomization() -> None:
-    assert {path.name for path in FOLDER.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+    named = {*KUSTOMIZATION["resources"], *KUSTOMIZATION["configurations"], "kustomization.yaml"}
+    assert {path.name for path in FOLDER.glob("*.yaml")} == named
 
 
 def keys_of_the_secret() -> set[str]:

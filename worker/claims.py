@@ -26,6 +26,7 @@ from app.events import record_event
 from app.ids import new_id
 from app.observability.counters import PHASE_SECONDS, known_phase, observe
 from app.queue import enqueue
+from app.retention import expiry
 from app.tables import Artifact, Checkpoint, Job, LogChunk
 from worker import protocol
 
@@ -190,15 +191,20 @@ class Claim:
         self.crashes = 0
         return [each.storage_key for each in gone]
 
-    def succeed(self, result: dict[str, Any], artifacts: list[Artifact]) -> list[str]:
+    def succeed(
+        self, result: dict[str, Any], artifacts: list[Artifact], retention_days: float | None = None
+    ) -> list[str]:
         """Report, artifacts and state, all or nothing. A wish to cancel that came first wins: CancelRequested. Returns
-        the storage keys of checkpoints, which nobody needs any more."""
+        the storage keys of checkpoints, which nobody needs any more. `retention_days`: of the artifacts."""
         with self._database.writing() as session:
             if self._has_already("succeeded", session):
                 return []
             ending = self._end(session, "succeeded", **result, error=None, phase=None)
             if not self._update(session, ending, states=("running",)):
                 raise self._refusal(session)
+            expires_at = expiry(session, retention_days)
+            for artifact in artifacts:
+                artifact.expires_at = expires_at
             session.add_all(artifacts)
             record_event(session, self.job.id, "succeeded")
             own = delete(Checkpoint).where(Checkpoint.job_id == self.job.id).returning(Checkpoint.storage_key)

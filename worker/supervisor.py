@@ -28,7 +28,6 @@ from app.ids import new_id
 from app.observability import logs, tracing
 from app.queue import current_context, enqueue
 from app.remote_files import FetchFailed, Refused, copy_result, without_query
-from app.retention import expiry
 from app.settings import MOST_ATTEMPTS, Settings
 from app.storage import Storage
 from app.tables import Artifact, Dataset, Job, Model, utc_now
@@ -433,9 +432,6 @@ class Supervisor:
             result = insistently(store, self.settings.outage_seconds, interrupt)
         except InvalidResult as error:
             raise JobFailed(failures.invalid_result(error)) from None
-        expires_at = expiry(self.settings.artifact_retention_days)
-        for artifact in result.artifacts:
-            artifact.expires_at = expires_at
         if claim.job.destination is not None:
             try:
                 self._copy(claim.job, result.artifacts, recorder, interrupt)
@@ -444,7 +440,8 @@ class Supervisor:
                 raise
         obsolete: list[str] = []
         try:
-            self._write(lambda: obsolete.extend(claim.succeed(result.columns, result.artifacts)))
+            days = self.settings.artifact_retention_days
+            self._write(lambda: obsolete.extend(claim.succeed(result.columns, result.artifacts, days)))
         except (LeaseLost, CancelRequested):
             # Refused for certain. After any other error the transaction may have gone through: then files are kept.
             discard(result.artifacts, self.storage)

@@ -29,4 +29,4 @@ def get_content(
     session: ReadSession,
     storage: StorageDep,
 ) -> Response:
-    return answer_content(request, storage, artifacts.content_of(artifacts.get(session, id)))
+    return answer_content(request, storage, artifacts.content_of(session, artifacts.get(session, id)))

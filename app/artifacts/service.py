@@ -6,10 +6,11 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
+from app.database import database_time
 from app.downloads import Content
 from app.paging import is_id
 from app.problems import Gone, NotFound
-from app.tables import Artifact, utc_now
+from app.tables import Artifact
 
 
 def get(session: Session, id: str) -> Artifact:
@@ -20,9 +21,12 @@ def get(session: Session, id: str) -> Artifact:
     return artifact
 
 
-def content_of(artifact: Artifact, disposition: Literal["attachment", "inline"] = "attachment") -> Content:
+def content_of(
+    session: Session, artifact: Artifact, disposition: Literal["attachment", "inline"] = "attachment"
+) -> Content:
     """Raises Gone when it has expired."""
-    if artifact.expires_at is not None and (artifact.deleted_at is not None or artifact.expires_at <= utc_now()):
+    is_deleted = artifact.deleted_at is not None
+    if artifact.expires_at is not None and (is_deleted or artifact.expires_at <= database_time(session)):
         when = artifact.expires_at.isoformat(timespec="seconds")
         detail = (
             f"{artifact.name} was kept until {when}. The job's report is still there; the same job, posted again, "

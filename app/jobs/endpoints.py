@@ -96,7 +96,8 @@ async def list_jobs(
     sweep_id: Annotated[str | None, Query(description="Only those of this sweep.", pattern=r"^[0-9a-z_]+$")] = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Any:
-    query = jobs.matching(state, model_id, sweep_id, _metadata_filter(request.query_params))
+    metadata = _metadata_filter(request.query_params)
+    query = jobs.matching(state, model_id, sweep_id, metadata, is_sqlite=service.database.is_sqlite)
     if "text/event-stream" in accept.lower():
         return EventSourceResponse(watching.stream_jobs(service.database), headers=STREAM_HEADERS)
     return await run_in_threadpool(_job_page, service, query, limit, cursor)
@@ -145,7 +146,7 @@ async def get_job(
     if seconds is not None:
         is_known = matches_etag(if_none_match, _etag_of(job, outlook))
         if is_known or (if_none_match is None and job.state not in TERMINAL_STATES):
-            await watching.wait_for_change(service.database, id, job.version if is_known else None, seconds)
+            await watching.wait_for_change(service.watcher, id, job.version if is_known else None, seconds)
             job, outlook = await run_in_threadpool(_look, service, id)
     headers = {"ETag": _etag_of(job, outlook), "Cache-Control": "private, no-cache"}
     if seconds is not None:
@@ -253,7 +254,7 @@ async def list_events(
     if "text/event-stream" in accept.lower():
         await run_in_threadpool(_read, service, id)
         after = max(after, sequence_in(last_event_id))
-        stream = watching.stream_events(service.database, id, after)
+        stream = watching.stream_events(service.database, service.watcher, id, after)
         return EventSourceResponse(stream, headers=STREAM_HEADERS)
     return await run_in_threadpool(_event_page, service, id, after, limit)
 
@@ -321,7 +322,7 @@ def get_logs(
 def get_report(id: JobId, request: Request, session: ReadSession, storage: StorageDep) -> Response:
     if _prefers_html(request.headers.get("accept", "")):
         artifact = jobs.artifact_of(session, id, "report", "html")
-        answer = answer_content(request, storage, content_of(artifact, disposition="inline"))
+        answer = answer_content(request, storage, content_of(session, artifact, disposition="inline"))
         answer.headers["Vary"] = "Accept"
         return answer
     job = jobs.get(session, id)
@@ -369,4 +370,4 @@ def get_model(
     storage: StorageDep,
     format: Annotated[Literal["pt2", "onnx"], Query(description="One of the job's outputs.")] = "pt2",
 ) -> Response:
-    return answer_content(request, storage, content_of(jobs.artifact_of(session, id, "model", format)))
+    return answer_content(request, storage, content_of(session, jobs.artifact_of(session, id, "model", format)))

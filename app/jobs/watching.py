@@ -15,10 +15,10 @@ from sqlalchemy import select
 from app.database import Database
 from app.jobs import service as jobs
 from app.jobs.schemas import show_event, show_job
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES, TERMINAL_STATES
+from app.jobs.watcher import Watcher
 from app.tables import Event, Job
 
-LOOK_SECONDS = 0.25
 PING_SECONDS = 15.0
 MAX_WAIT_SECONDS = 60
 EVENTS_AT_ONCE = 100
@@ -33,47 +33,42 @@ def wanted_wait_seconds(prefer: str | None) -> int | None:
     return min(int(match[1]), MAX_WAIT_SECONDS) if match else None
 
 
-async def wait_for_change(database: Database, id: str, seen_version: int | None, seconds: float) -> None:
+async def wait_for_change(watcher: Watcher, id: str, seen_version: int | None, seconds: float) -> None:
     """Until the job is another version than the one seen, or has ended when none was; or the time is over."""
-    end = time.monotonic() + seconds
 
-    def look() -> tuple[int, str] | None:
-        with database.reading() as session:
-            return session.execute(select(Job.version, Job.state).where(Job.id == id)).tuples().one_or_none()
+    def wanted(version: int, state: str) -> bool:
+        return state in TERMINAL_STATES if seen_version is None else version != seen_version
 
-    while True:
-        found = await run_in_threadpool(look)
-        if found is None or (found[1] in TERMINAL_STATES if seen_version is None else found[0] != seen_version):
-            return
-        if (left := end - time.monotonic()) <= 0:
-            return
-        await anyio.sleep(min(LOOK_SECONDS, left))
+    await watcher.wait(id, wanted, seconds)
 
 
-async def stream_events(database: Database, id: str, after: int) -> AsyncIterator[bytes]:
+async def stream_events(database: Database, watcher: Watcher, id: str, after: int) -> AsyncIterator[bytes]:
     """The job's events as server-sent ones, from the one after `after` until the job has ended, with pings between."""
 
-    def look() -> tuple[list[Event], bool]:
+    def look() -> tuple[list[Event], int | None, bool]:
+        """The version first: what happens in between makes another one."""
         with database.reading() as session:
-            state = session.scalar(select(Job.state).where(Job.id == id))
-            return jobs.events_after(session, id, after, EVENTS_AT_ONCE), state is None or state in TERMINAL_STATES
+            seen = session.execute(select(Job.version, Job.state).where(Job.id == id)).tuples().one_or_none()
+            version, state = seen or (None, None)
+            return jobs.events_after(session, id, after, EVENTS_AT_ONCE), version, state not in ACTIVE_STATES
 
     silent_since = time.monotonic()
     yield KEEPALIVE_COMMENT  # so that the headers leave at once
     while True:
-        events, has_ended = await run_in_threadpool(look)
+        events, seen_version, has_ended = await run_in_threadpool(look)
         for event in events:
             after = event.sequence
             data = show_event(event).model_dump_json()
             yield format_sse_event(data_str=data, event=event.type, id=str(event.sequence))
             silent_since = time.monotonic()
-        if not events:
-            if has_ended:
-                return
-            if time.monotonic() - silent_since >= PING_SECONDS:
-                yield KEEPALIVE_COMMENT
-                silent_since = time.monotonic()
-            await anyio.sleep(LOOK_SECONDS)
+        if events:
+            continue  # there may be more
+        if has_ended:
+            return
+        if (left := silent_since + PING_SECONDS - time.monotonic()) <= 0:
+            yield KEEPALIVE_COMMENT
+            silent_since, left = time.monotonic(), PING_SECONDS
+        await watcher.wait(id, lambda version, _, seen=seen_version: version != seen, left)  # type: ignore[misc]
 
 
 async def stream_jobs(database: Database) -> AsyncIterator[bytes]:
@@ -82,7 +77,7 @@ async def stream_jobs(database: Database) -> AsyncIterator[bytes]:
 
     def look() -> list[bytes]:
         with database.reading() as session:
-            active = select(Job).where(Job.state.not_in(TERMINAL_STATES)).order_by(Job.id.desc()).limit(WATCHED_JOBS)
+            active = select(Job).where(Job.state.in_(ACTIVE_STATES)).order_by(Job.id.desc()).limit(WATCHED_JOBS)
             found = {job.id: job for job in session.scalars(active)}
             if gone := known.keys() - found.keys():
                 found |= {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(gone)))}

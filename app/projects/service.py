@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.ids import new_id
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES
 from app.paging import is_id
 from app.problems import Conflict, NotFound
 from app.tables import (
@@ -55,7 +55,7 @@ def delete(session: Session, id: str, caller_project: str | None = None) -> list
     if id == caller_project:
         detail = "This key belongs to the project itself; delete it with an admin's key of another one."
         raise Conflict(detail, code="own_project")
-    job_id = session.scalar(select(Job.id).where(Job.project == id, Job.state.not_in(TERMINAL_STATES)).limit(1))
+    job_id = session.scalar(select(Job.id).where(Job.project == id, Job.state.in_(ACTIVE_STATES)).limit(1))
     if job_id is not None:
         detail = f"Job {job_id} of this project has not ended; cancel it and wait before deleting the project."
         raise Conflict(detail, code="project_in_use")

@@ -18,7 +18,7 @@ from app.dependencies import ReadSession, ServiceDep, WriteSession
 from app.examples import example, listed_or_streamed, page_example
 from app.jobs.endpoints import MAX_SEQUENCE, STREAM_HEADERS, sequence_in
 from app.jobs.options import Metric
-from app.jobs.watching import LOOK_SECONDS, PING_SECONDS
+from app.jobs.watching import JOBS_LOOK_SECONDS, PING_SECONDS
 from app.paging import Cursor, Limit, Page, newest_first
 from app.problems import BODY, responses
 from app.sweeps import service as sweeps
@@ -180,4 +180,4 @@ async def _stream(database: Database, id: str, after: int) -> AsyncIterator[byte
         if time.monotonic() - silent_since >= PING_SECONDS:
             yield KEEPALIVE_COMMENT
             silent_since = time.monotonic()
-        await anyio.sleep(LOOK_SECONDS * 4)
+        await anyio.sleep(JOBS_LOOK_SECONDS)

@@ -19,13 +19,14 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect
 
+from app.database import database_time
 from app.dependencies import Service
 from app.ids import new_id
 from app.paging import is_id
 from app.problems import BadRequest, ChecksumMismatch, Conflict, NotFound, TooLarge
 from app.projects import quotas
 from app.storage import StorageWriter
-from app.tables import PartialUpload, UploadPart, utc_now
+from app.tables import PartialUpload, UploadPart
 from app.uploads.form import batches, too_large
 
 PIECE_BYTES = 64 * 2**20
@@ -52,7 +53,7 @@ def create(
         upload_metadata=metadata,
         bytes=length,
         received_bytes=0,
-        expires_at=utc_now() + _expiry(service),
+        expires_at=database_time(session) + _expiry(service),
     )
     session.add(upload)
     session.flush()
@@ -62,7 +63,7 @@ def create(
 def get(session: Session, id: str) -> PartialUpload:
     """Raises NotFound, also when it has expired."""
     upload = session.get(PartialUpload, id, populate_existing=True) if is_id(id) else None
-    if upload is None or upload.expires_at <= utc_now():
+    if upload is None or upload.expires_at <= database_time(session):
         raise not_found(id)
     return upload
 
@@ -205,7 +206,7 @@ class _Pieces:
                 moved = (
                     update(PartialUpload)
                     .where(PartialUpload.id == self._id, PartialUpload.received_bytes == self._recorded)
-                    .values(received_bytes=self._next, expires_at=utc_now() + _expiry(self._service))
+                    .values(received_bytes=self._next, expires_at=database_time(session) + _expiry(self._service))
                     .returning(PartialUpload.id)
                     .execution_options(synchronize_session=False)
                 )

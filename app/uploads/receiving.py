@@ -184,7 +184,7 @@ def _record(kind: Kind[UploadRow], service: Service, once: Once, file: File) -> 
             storage_key=stored.key,
             source_url=file.source.url if file.source else None,
             source_sha256=file.source.sha256 if file.source else None,
-            expires_at=expiry(service.settings.upload_retention_days),
+            expires_at=expiry(session, service.settings.upload_retention_days),
         )
         session.add(row)
         session.flush()

@@ -9,7 +9,7 @@ from typing import Generic, Literal, TypeVar
 from sqlalchemy import or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.jobs.states import TERMINAL_STATES
+from app.jobs.states import ACTIVE_STATES
 from app.paging import is_id
 from app.problems import Conflict, NotFound
 from app.tables import Dataset, Job, Model, utc_now
@@ -49,7 +49,7 @@ def delete(session: Session, kind: Kind[UploadRow], id: str) -> str:
     """
     row = get(session, kind, id, for_update=True)
     uses = or_(*(column == id for column in kind.used_by))
-    job_id = session.scalar(select(Job.id).where(uses, Job.state.not_in(TERMINAL_STATES)).limit(1))
+    job_id = session.scalar(select(Job.id).where(uses, Job.state.in_(ACTIVE_STATES)).limit(1))
     if job_id is not None:
         raise Conflict(
             f"Job {job_id} still uses this {kind.noun}; wait until it has finished, or cancel it.", code="in_use"

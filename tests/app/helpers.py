@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 on_both_databases = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+class Tomorrow(datetime):
+    """Stands for `datetime` on a machine whose clock is a day ahead."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return super().now(tz) + timedelta(days=1)
 
 
 def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app.dependencies import Service
 from app.ids import new_id
 from app.tables import Job, LogChunk, OutboxMessage, utc_now
 from tests.app.helpers import on_both_databases, pointers, problem
+from tests.app.test_query_plans import insert_jobs
 from tests.app.test_workers import add as add_worker
 
 Post = Callable[..., dict[str, Any]]
@@ -103,6 +104,15 @@ def test_position_counts_only_what_competes(client: TestClient, post: Post) -> N
     post(accelerator="cuda")
     cpu, anywhere = post(accelerator="cpu"), post()
     assert [position(client, job["id"]) for job in (cpu, anywhere)] == [1, 3]
+
+
+@on_both_databases
+def test_a_list_has_the_places_that_single_jobs_have(client: TestClient, service: Service) -> None:
+    jobs = [(priority, accelerator) for priority in (0, 1) for accelerator in ("any", "cpu", "cuda", "any", "cuda")]
+    ids = insert_jobs(service.database, [{"priority": p, "accelerator": a} for p, a in jobs])
+    listed = {job["id"]: job["queue_position"] for job in client.get("/v1/jobs").json()["data"]}
+    assert listed == {id: position(client, id) for id in ids}
+    assert sorted(listed.values()) != [*range(1, len(ids) + 1)]  # not all compete
 
 
 def test_a_job_that_has_left_the_queue_has_no_position(client: TestClient, service: Service, job: Any) -> None:

@@ -14,10 +14,12 @@ from sqlalchemy import select
 
 from app.main import create_app
 from app.settings import Settings
-from app.tables import Model
+from app.tables import Artifact, Model
 from tests.app.helpers import problem
+from tests.app.test_query_plans import insert_jobs
 
 CONTENT = bytes(range(256)) * 100
+NAME = "große Netze.pt2"
 
 
 @pytest.fixture
@@ -32,15 +34,35 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def url(client: TestClient) -> str:
-    answer = client.post("/v1/models", files={"file": ("große Netze.pt2", CONTENT)})
+def model(client: TestClient) -> str:
+    """The id of one with this content."""
+    answer = client.post("/v1/models", files={"file": (NAME, CONTENT)})
     assert answer.status_code == 201, answer.text
     assert answer.json()["sha256"] == hashlib.sha256(CONTENT).hexdigest()
-    return f"/v1/models/{answer.json()['id']}/content"
+    return str(answer.json()["id"])
 
 
-def test_a_download_is_sent_to_the_object_store(client: TestClient, url: str) -> None:
-    answer = client.get(url)
+@pytest.fixture
+def url(model: str) -> str:
+    return f"/v1/models/{model}/content"
+
+
+@pytest.fixture
+def artifact(client: TestClient, model: str) -> None:
+    """art_1 of job_1: the same file."""
+    service = client.app.state.service  # type: ignore[attr-defined]
+    insert_jobs(service.database, [{"id": "job_1", "state": "succeeded"}])
+    with service.database.writing() as session:
+        stored = session.get_one(Model, model)
+        about = {"kind": "model", "format": "pt2", "name": NAME, "media_type": "application/octet-stream"}
+        about |= {"bytes": stored.bytes, "sha256": stored.sha256, "storage_key": stored.storage_key}
+        session.add(Artifact(id="art_1", job_id="job_1", **about))
+
+
+@pytest.mark.parametrize("path", ["/v1/models/{model}/content", "/v1/artifacts/art_1/content", "/v1/jobs/job_1/model"])
+@pytest.mark.usefixtures("artifact")
+def test_a_download_is_sent_to_the_object_store(client: TestClient, model: str, path: str) -> None:
+    answer = client.get(path.format(model=model))
     assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (307, b"", "no-store")
     there = httpx.get(answer.headers["location"])  # without any credentials
     assert (there.status_code, there.content) == (200, CONTENT)

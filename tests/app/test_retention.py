@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app import retention
 from app.dependencies import Service
@@ -22,8 +22,9 @@ from app.main import create_app
 from app.retention import delete_expired, delete_orphans
 from app.settings import Settings
 from app.storage import Storage, artifact_key
-from app.tables import Artifact, Job, Model, utc_now
-from tests.app.helpers import on_both_databases, problem
+from app.tables import Artifact, Checkpoint, Job, Model, utc_now
+from tests.app.helpers import Tomorrow, on_both_databases, problem
+from tests.app.test_query_plans import insert_jobs
 
 PAST = utc_now() - timedelta(seconds=1)
 AGE = timedelta(hours=24)
@@ -90,6 +91,39 @@ def test_an_expired_artifact_is_410_and_then_deleted(client: TestClient, service
     assert delete_expired(service.database, service.storage) == 1
     assert not any(key.startswith("jobs/") for key in stored(service.storage))
     problem(client.get(f"/v1/artifacts/{artifact}/content"), 410, "content_expired")
+
+
+@on_both_databases
+def test_checkpoints_go_when_their_job_has_ended_so_long_ago(service: Service, upload: Callable[..., Any]) -> None:
+    long_ago, lately = utc_now() - timedelta(days=8), utc_now() - timedelta(days=6)
+    ended = {"failed": long_ago, "cancelled": long_ago, "failed lately": lately, "queued again": None}
+    insert_jobs(
+        service.database,
+        [{"id": f"job_{n}", "state": name.split()[0], "finished_at": at} for n, (name, at) in enumerate(ended.items())],
+    )
+    with service.database.writing() as session:
+        for n in range(len(ended)):
+            with service.storage.writer(f"jobs/job_{n}/checkpoint") as file:
+                file.write(b"weights")
+            about = {"attempt": 1, "name": "1", "bytes": 7, "sha256": file.sha256}
+            about |= {"storage_key": f"jobs/job_{n}/checkpoint", "created_at": long_ago}
+            session.add(Checkpoint(id=f"ckp_{n}", job_id=f"job_{n}", **about))
+    assert delete_expired(service.database, service.storage) == 0
+    assert delete_expired(service.database, service.storage, checkpoint_days=7) == 2
+    with service.database.reading() as session:
+        assert set(session.scalars(select(Checkpoint.job_id))) == {"job_2", "job_3"}
+    assert stored(service.storage) == {"jobs/job_2/checkpoint", "jobs/job_3/checkpoint"}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_expiry_is_measured_by_the_databases_clock(
+    client: TestClient, service: Service, artifact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service.database.writing() as session:
+        session.get_one(Artifact, artifact).expires_at = utc_now() + timedelta(hours=1)
+    monkeypatch.setattr("app.tables.datetime", Tomorrow)
+    monkeypatch.setattr("app.database.datetime", Tomorrow)
+    assert client.get(f"/v1/artifacts/{artifact}/content").status_code == 200
 
 
 @on_both_databases

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from app.object_store import StorageAway
-from app.tables import Job, Model, utc_now
+from app.tables import Artifact, Job, Model, utc_now
+from tests.app.helpers import Tomorrow
 from tests.worker.conftest import World, trainer
 from tests.worker.test_checkpoints import REPORTING, SAVING, forget_local_checkpoints
 from tests.worker.test_jobs import is_in_phase, set_job, wait_until
@@ -200,12 +201,6 @@ def test_lease_is_measured_by_the_database_and_not_by_the_workers_clock(
     if world.database.is_sqlite:
         pytest.skip("SQLite's clock is the machine's")
     world.job()
-
-    class Tomorrow(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return super().now(tz) + timedelta(days=1)
-
     monkeypatch.setattr("app.tables.datetime", Tomorrow)
     monkeypatch.setattr("app.database.datetime", Tomorrow)
     claim = Claim.take(world.database, "test", 60.0)
@@ -214,6 +209,23 @@ def test_lease_is_measured_by_the_database_and_not_by_the_workers_clock(
     expires = world.get(Job, claim.job.id).lease_expires_at
     monkeypatch.undo()
     assert abs((expires - utc_now()).total_seconds() - 60) < 30
+
+
+def test_artifacts_expire_by_the_databases_clock_and_not_by_the_workers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if world.database.is_sqlite:
+        pytest.skip("SQLite's clock is the machine's")
+    world.job()
+    monkeypatch.setattr("app.tables.datetime", Tomorrow)
+    monkeypatch.setattr("app.database.datetime", Tomorrow)
+    claim = Claim.take(world.database, "test", 60.0)
+    assert claim is not None
+    about = {"kind": "model", "format": "pt2", "name": "model.pt2", "media_type": "x", "bytes": 1, "sha256": "0" * 64}
+    claim.succeed({}, [Artifact(id="art_1", job_id=claim.job.id, storage_key="x", **about)], retention_days=7)
+    expires = world.get(Artifact, "art_1").expires_at
+    monkeypatch.undo()
+    assert abs(expires - utc_now() - timedelta(days=7)) < timedelta(seconds=30)
 
 
 def test_worker_outlasts_a_database_that_is_away_for_longer_than_its_lease(
