@@ -473,8 +473,10 @@ def test_two_replicas_send_each_message_once(bench: Bench, settings: Settings, r
     senders = [bench.sender, Sender(bench.database, settings)]
 
     def work(sender: Sender) -> None:
-        for _ in range(12):
+        for _ in range(200):  # they get in each other's way, so it takes more looks than for one alone
             bench.look(sender=sender)
+            if len(receiver.headers) >= 40:
+                return
 
     threads = [threading.Thread(target=work, args=(sender,)) for sender in senders]
     for thread in threads:
