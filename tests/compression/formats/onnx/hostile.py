@@ -225,6 +225,7 @@ def tensor(**changes: Any) -> Callable[[ModelProto], None]:
 
 edited("gigantic_weight", tensor(dims=[2**20, 2**20]))
 edited("gigantic_weight_of_no_bytes", tensor(dims=[2**30, 2**30, 2**30], raw_data=b""))
+edited("gigantic_weight_of_nothing", tensor(dims=[0, 2**62], raw_data=b""))
 edited("negative_size", tensor(dims=[-4, -4]))
 edited("overflowing_size", tensor(dims=[2**62, 4]))
 edited("many_axes", tensor(dims=[1] * 5000))
@@ -345,6 +346,10 @@ file_of("outer_product", lambda: network(
 file_of("outer_sum", lambda: network(
     node("Add", ["a", "b"], ["h"]), node("Add", ["x", "h"]),
     a=np.ones((2**18, 1), np.float32), b=np.ones((1, 2**18), np.float32),
+))  # fmt: skip
+file_of("power", lambda: network(
+    node("Pow", ["a", "b"], ["p"]), node("Cast", ["p"], ["f"], to=FLOAT), node("Add", ["x", "f"]),
+    a=np.array(10), b=np.array(10**9),
 ))  # fmt: skip
 file_of("random", lambda: network(node("RandomNormal", [], ["r"], shape=[2**20, 2**20]), node("Add", ["x", "r"])))
 file_of("endless_loop", lambda: network(loop(10**15), m=np.array(10**15), c=np.array(True)))

@@ -183,7 +183,7 @@ def _parse_bytes(data: memoryview) -> onnx.ModelProto:
 
 def _shape(tensor: onnx.TensorProto, name: str) -> tuple[int, ...]:
     shape = tuple(tensor.dims)
-    if len(shape) > MAX_RANK or any(n < 0 for n in shape) or math.prod(shape) >= 2**48:
+    if len(shape) > MAX_RANK or any(n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**48:
         raise UnsafeModel(f"The weights {name!r} have the shape {list(shape)[:40]}.")
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"The weights {name!r} are stored in segments.", hint="Export the model again.")
