@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from worker.compression.errors import UnsupportedModel
-from worker.compression.formats.onnx.graph import Graph, Known, Node
+from worker.compression.formats.onnx.graph import UNPACKED, Graph, Known, Node
 from worker.compression.formats.onnx.labels import MACHINE_LEARNING
-from worker.compression.formats.onnx.operators.recurrent import GATES, UNPACKED, unpacked
+from worker.compression.formats.onnx.operators.recurrent import GATES, unpacked
 
 USES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 LINEAR = ("LinearClassifier", "LinearRegressor")
