@@ -38,6 +38,8 @@ class _Normaliser:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.constants: dict[str, Known] = {}
+        self.places: dict[tuple[Any, ...], str] = {}
+        """Where in a file of weights, their type and shape → the constant."""
         self.taken: set[str] = set()
         self.copies: dict[str, int] = {}
         self.count = 0
@@ -173,6 +175,10 @@ class _Normaliser:
     def constant(self, name: str, tensor: onnx.TensorProto) -> str:
         array = self.source.array(tensor)
         unique = self.unique(name)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            place = (entries["location"], int(entries.get("offset", "0")), tensor.data_type, array.shape)
+            unique = self.places.setdefault(place, unique)
         self.constants[unique] = Known(array, DTYPES[tensor.data_type], unique)
         return unique
 
