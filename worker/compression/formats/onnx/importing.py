@@ -27,8 +27,8 @@ from worker.compression.formats.onnx.graph import Graph, Port
 from worker.compression.formats.onnx.labels import leave_labels
 from worker.compression.formats.onnx.normalising import normalise, refuse_quantized, widen
 from worker.compression.formats.onnx.outside import compute_outside
-from worker.compression.formats.onnx.parameters import roles
-from worker.compression.formats.onnx.reading import as_torch, open_source
+from worker.compression.formats.onnx.parameters import WHOLE, roles
+from worker.compression.formats.onnx.reading import as_torch, open_source, quantized
 from worker.compression.formats.onnx.running import Imported, missing
 from worker.compression.formats.onnx.table import find
 from worker.compression.formats.onnx.trying import refuse_unknown, try_behind
@@ -73,12 +73,16 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         origin = replace(origin, left_out=left_out, unzipped=unzipped, computed=computed, behind=behind)
         unpack_weights(graph)
         weights = {name: role for name, role in roles(graph).items() if name not in no_weights}
+        whole = tuple(name for name, role in weights.items() if role == WHOLE)
+        weights = {name: role for name, role in weights.items() if role != WHOLE}
+        if whole and not weights:
+            raise quantized(f"{whole[0]!r} is stored as {graph.constants[whole[0]].numbers.dtype}")
         fold(graph, weights)
         _check_operators(graph)
         weights = {name: role for name, role in weights.items() if name in graph.constants}
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
-        origin = replace(origin, static_batch=static, weights=_stored_as(graph, weights, widened))
+        origin = replace(origin, static_batch=static, whole=whole, weights=_stored_as(graph, weights, widened))
         if static is not None:
             if behind:
                 raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")

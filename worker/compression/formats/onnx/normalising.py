@@ -12,7 +12,7 @@ import torch
 from worker.compression.errors import UnsafeModel, UnsupportedModel
 from worker.compression.formats.onnx.graph import DTYPES, Graph, Known, Node, Port
 from worker.compression.formats.onnx.labels import MACHINE_LEARNING
-from worker.compression.formats.onnx.reading import Source
+from worker.compression.formats.onnx.reading import Source, quantized
 from worker.compression.formats.onnx.schemas import check_form
 
 MAX_NODES = 100_000
@@ -23,10 +23,15 @@ WIDENED = (torch.float16, torch.bfloat16, torch.float64)
 ONNX_DOMAINS = ("", "ai.onnx")
 
 QUANTIZED = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits",
-    "MatMulBnb4", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "GatherBlockQuantized",
-    "QMoE", "QAttention", "QGemm", "QOrderedMatMul", "QEmbedLayerNormalization",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeWithOrder", "DequantizeWithOrder",
+    "QuantizeBFP", "DequantizeBFP", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "ConvInteger",
+    "MulInteger", "ReduceSumInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulNBitsMlp",
+    "MatMulNBitsQkv", "MatMulNBitsQLoRA", "MatMulBnb4", "MatMulFpQ4", "MatMulBlockQuantizedFp4Weight",
+    "MatMulBlockQuantizedFp8Weight", "GemmFloat8", "GatherBlockQuantized", "QMoE", "QAttention", "QGemm",
+    "QEmbedLayerNormalization", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization",
+    "QOrderedLongformerAttention", "QOrderedMatMul",
 )  # fmt: skip
+"""And everything that starts with `QLinear`."""
 
 
 def normalise(source: Source) -> Graph:
@@ -298,10 +303,7 @@ def refuse_quantized(graph: Graph) -> None:
         {n.operator for n in graph.all_nodes() if n.operator in QUANTIZED or n.operator.startswith("QLinear")}
     )
     if found:
-        raise UnsupportedModel(
-            f"The network is quantized already ({', '.join(found[:8])}); its whole numbers cannot be trained.",
-            hint="Upload the float32 network that it was made from, and quantize the smaller one afterwards.",
-        )
+        raise quantized(", ".join(found[:8]))
 
 
 def widen(graph: Graph) -> dict[str, torch.dtype]:
