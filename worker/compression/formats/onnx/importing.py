@@ -30,6 +30,7 @@ from worker.compression.formats.onnx.outside import compute_outside
 from worker.compression.formats.onnx.parameters import WHOLE, roles
 from worker.compression.formats.onnx.reading import as_torch, open_source, quantized
 from worker.compression.formats.onnx.running import Imported, missing
+from worker.compression.formats.onnx.sparse import densify
 from worker.compression.formats.onnx.table import find
 from worker.compression.formats.onnx.trying import refuse_unknown, try_behind
 from worker.compression.formats.onnx.unpacking import unpack_weights
@@ -54,6 +55,7 @@ def read_onnx(path: Path, fixed: Mapping[str, Any] | None = None) -> Program:
 
 def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     with open_source(path) as source:
+        densify(source)
         left_out, unzipped = leave_labels(source.model)
         _check_edges(source.model)
         behind = take_off(source, (fixed or {}).keys())

@@ -66,8 +66,6 @@ class _Normaliser:
                 f"The model uses opset {opset}; {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be read.",
                 hint="Convert it with onnx.version_converter.convert_version, or export it with another opset.",
             )
-        if model.graph.sparse_initializer:
-            raise UnsupportedModel("The model has sparse weights.", hint="Export it with dense ones.")
         graph = self.graph(model.graph, opsets, {}, 0)
         graph.constants = self.constants
         return graph

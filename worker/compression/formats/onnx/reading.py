@@ -28,8 +28,6 @@ from worker.compression.formats.onnx.wire import DAMAGED_HINT, check_message
 MAX_MODEL_BYTES = 2**31
 """Of the message itself: protobuf's own limit. Weights beside it may be larger."""
 MAX_RANK = 32
-MAX_FREE_BYTES = 64 * 2**20
-"""A tensor without any stored numbers holds none, whatever its shape says."""
 FEW_BITS = ("float8", "float6", "float4", "int4", "int2")
 PLAIN_HINT = (
     "Put model.onnx and its weight files side by side into one zip, and save it with plain names: "
