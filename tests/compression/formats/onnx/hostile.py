@@ -404,10 +404,13 @@ def heavy_loop(folder: Path) -> Path:
     return save(network(*nodes, m=np.array(1000), c=np.array(True), W=np.ones((2000, 2000), np.float32)), folder)
 
 
-@maker
-def a_hundred_thousand_operators(folder: Path) -> Path:
-    nodes = [node("Relu", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(100_000)]
-    return save(network(*nodes, node("Relu", ["v100000"])), folder)
+def chain(count: int) -> ModelProto:
+    nodes = [node("Relu", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(count)]
+    return network(*nodes, node("Relu", [f"v{count}"]))
+
+
+file_of("a_hundred_thousand_operators", lambda: chain(100_000))
+file_of("twenty_thousand_operators", lambda: chain(20_000))
 
 
 @maker

@@ -104,6 +104,7 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     if static is not None:
         _check_freed(path, module, graph.inputs, constants, static, [None if n in unzipped else n for n in outputs])
     exported = _export(module, graph.inputs, examples, static)
+    limits.check_time()
     model = schema.model_file(json.loads(model_json(exported)))
     program = pt2.build(
         model, lambda: exported.state_dict, lambda: exported.constants, {f"torch.ops.{OPERATOR}": OPERATOR}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from worker.compression.formats.onnx.graph import Graph, Known, Node
+from worker.compression.formats.onnx.limits import check_time
 from worker.compression.formats.onnx.table import EVERY, find
 
 WHOLE = "whole numbers"
@@ -44,6 +45,7 @@ class _Finder:
         self.roles: dict[str, str] = {}
 
     def visit(self, node: Node) -> None:
+        check_time()
         inputs = [name for name in node.inputs if name]
         if inputs and not node.bodies() and all(name in self.sources for name in inputs):
             found = frozenset().union(*(self.sources[name] for name in inputs))
