@@ -44,7 +44,8 @@ def _elementwise(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
 def _each(function: Callable[..., Any], *inputs: Known) -> np.ndarray:
     """Elementwise with broadcasting, on objects."""
     arrays = [x.numbers.astype(object) for x in inputs]
-    result = np.frompyfunc(function, len(arrays), 1)(*arrays)
+    with np.errstate(all="ignore"):
+        result = np.frompyfunc(function, len(arrays), 1)(*arrays)
     return np.asarray(result, dtype=object)
 
 
@@ -67,8 +68,7 @@ def _power(a: Any, b: Any) -> Any:
             raise OverflowError(f"{a} to the power of {b} does not fit into 64 bits")
         return a**b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        with np.errstate(all="ignore"):
-            return float(np.power(float(a), b))
+        return float(np.power(float(a), b))
     return a**b
 
 
