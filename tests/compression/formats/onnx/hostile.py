@@ -28,7 +28,7 @@ def value(name: str, shape: Sequence[Any] | None = ("n", 4), kind: int = FLOAT) 
     return helper.make_tensor_value_info(name, kind, None if shape is None else list(shape))
 
 
-def network(*nodes: NodeProto, **constants: Any) -> ModelProto:
+def network(*nodes: NodeProto, opset: int = 17, **constants: Any) -> ModelProto:
     """y = relu(x @ W); or x = input @ K, and from there to y by other nodes with W and `constants` at hand."""
     arrays = {"W": np.ones((4, 4), np.float32)} | constants
     body = nodes or (helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Relu", ["h"], ["y"]))
@@ -42,7 +42,7 @@ def network(*nodes: NodeProto, **constants: Any) -> ModelProto:
         [value("y", None)],
         [numpy_helper.from_array(np.array(a), n) for n, a in arrays.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def node(operator: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: Any) -> NodeProto:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from onnx import helper
-from tests.compression.formats.onnx.hostile import MAKERS
+from tests.compression.formats.onnx.hostile import MAKERS, network, node, save
 from tests.compression.formats.onnx.one_node import assert_same, model
 from worker.compression import load
 from worker.compression.errors import UnsupportedModel
@@ -67,3 +67,13 @@ def known(operator: str, *constants: np.ndarray) -> list[Value] | None:
 def test_what_broadcasting_makes_large_is_not_computed_in_python(operator: str) -> None:
     column, row = np.ones((300, 1), np.int64), np.ones((1, 300), np.int64)
     assert known(operator, *([np.array(True)] if operator == "Where" else []), column, row) is None
+
+
+def test_a_split_into_more_parts_than_results_is_refused(tmp_path: Path) -> None:
+    nodes = node("Split", ["c"], ["p", "q"], num_outputs=10**9), node("Add", ["x", "p"])
+    with pytest.raises(UnsupportedModel, match="has 2 results for 1000000000 parts"):
+        load(save(network(*nodes, opset=18, c=np.ones(8, np.float32)), tmp_path))
+
+
+def test_numbers_that_are_repeated_no_times_are_not_repeated_before() -> None:
+    assert known("Tile", np.ones(1, np.int64), np.array([2**30, 0])) is None

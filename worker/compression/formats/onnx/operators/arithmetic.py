@@ -16,7 +16,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from worker.compression.formats.onnx.graph import DTYPES, NUMPY, Known
-from worker.compression.formats.onnx.operators.common import product
+from worker.compression.formats.onnx.operators.common import product, split_count
 from worker.compression.formats.onnx.reading import MAX_RANK
 from worker.compression.formats.onnx.table import Call, known, shape_arithmetic
 
@@ -227,7 +227,7 @@ def split(call: Call, x: Known, sizes: Known | None = None) -> Any:
     lengths = call.attribute("split") if sizes is None else sizes.numbers.ravel().tolist()
     length = x.numbers.shape[axis]
     if lengths is None:
-        parts = call.attribute("num_outputs", call.output_count)
+        parts = split_count(call)
         lengths = [-(-length // parts)] * (parts - 1)
         lengths.append(length - sum(lengths))
     return tuple(known(a, x.dtype) for a in np.split(x.numbers, np.cumsum(lengths)[:-1], axis))
@@ -264,7 +264,7 @@ def expand(call: Call, x: Known, shape: Known) -> Any:
 
 @shape_arithmetic("Tile")
 def tile(call: Call, x: Known, repeats: Known) -> Any:
-    if repeats.is_symbolic or x.numbers.size * math.prod(repeats.numbers.tolist()) > MAX_NUMBERS:
+    if repeats.is_symbolic or x.numbers.size * math.prod(max(n, 1) for n in repeats.numbers.tolist()) > MAX_NUMBERS:
         return NotImplemented
     return np.tile(x.numbers, repeats.numbers)
 
