@@ -83,8 +83,9 @@ def test_a_layer_without_a_torch_counterpart_needs_a_fixed_length(tmp_path: Path
         load(path)
 
 
-def test_a_last_state_that_nobody_takes_is_not_computed(tmp_path: Path) -> None:
-    """torch's layer has none of sequences that end at different steps."""
+@pytest.mark.parametrize("wanted", ["", "y_c"], ids=["the last state is not taken", "all sequences are whole"])
+def test_a_layer_with_lengths_is_torchs_own_where(wanted: str, tmp_path: Path) -> None:
+    """torch's layer has no last state of sequences that end at different steps."""
     constants = weights("LSTM", 1, np.random.default_rng(0)) | {"first": np.array([1])}
     nodes = [
         helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0, 2]),
@@ -92,8 +93,10 @@ def test_a_last_state_that_nobody_takes_is_not_computed(tmp_path: Path) -> None:
         helper.make_node("Squeeze", ["y", "first"], ["squeezed"]),
         helper.make_node("Transpose", ["squeezed"], ["z"], perm=[1, 0, 2]),
     ]
-    inputs = {"x": np.zeros((B, T, I), np.float32), "lens": np.zeros(B, np.int32)}
-    onnx.save(model(nodes, inputs, ["z"], constants), tmp_path / "model.onnx")
+    inputs = {"x": np.zeros((B, T, I), np.float32)}
+    lengths = constants if wanted else inputs
+    lengths["lens"] = np.full(B, T, np.int32)
+    onnx.save(model(nodes, inputs, ["z", wanted] if wanted else ["z"], constants), tmp_path / "model.onnx")
     network = load(tmp_path / "model.onnx")
     assert [n for n in network.program.module.graph.nodes if n.target is torch.ops.aten.lstm.input]
 
