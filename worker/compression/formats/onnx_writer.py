@@ -125,18 +125,22 @@ def _part_doubled_names(graph: ir.Graph) -> None:
 
 
 def _name_edges(graph: ir.Graph, program: Program) -> None:
-    """Inputs and outputs get their names; a value inside that is called like one of them gets another."""
+    """Inputs and outputs get their names; a value inside that is called like one of them gets another. Outputs that
+    are called like an input or another output are that one."""
+    named = dict(zip(program.onnx_inputs, graph.inputs, strict=True))
+    for i, name in enumerate(program.onnx_outputs):
+        graph.outputs[i] = named.setdefault(name, graph.outputs[i])
     wanted = {*program.onnx_inputs, *program.onnx_outputs}
     if program.origin and program.origin.behind:
         wanted |= _all_names(onnx.GraphProto.FromString(program.origin.behind.graph))
-    edges = [*graph.inputs, *graph.outputs]
+    edges = list(named.values())
     inner = [value for node in graph for value in node.outputs]
     for value in (*inner, *graph.initializers.values()):
         if value.name in wanted and not any(value is edge for edge in edges):
             value.name = f"{value.name}_inner"
     for i, value in enumerate(edges):
         value.name = f"edge_{i}__"  # names may be swapped among them
-    for value, name in zip(edges, (*program.onnx_inputs, *program.onnx_outputs), strict=True):
+    for name, value in named.items():
         value.name = name
 
 

@@ -72,6 +72,8 @@ class Origin:
     axes: dict[str, str] = field(default_factory=dict)
     weights: torch.dtype = torch.float32
     """What most of the trained numbers are stored as. They are float32 here."""
+    whole: tuple[str, ...] = ()
+    """Weights that are whole numbers times a scale: they are not trained."""
     static_batch: int | None = None
     """The batch size in the file, if it was fixed there."""
     left_out: tuple[str, ...] = ()
@@ -107,6 +109,13 @@ class Origin:
                 "instead of these operators, and the constants that they were computed from are not trained"
             )
             yield {"code": "operators_computed", "detail": detail}
+        if self.whole:
+            detail = (
+                f"not trained, because they are stored as whole numbers of 8 bits: {', '.join(self.whole[:8])}"
+                f"{f' and {len(self.whole) - 8} more' if len(self.whole) > 8 else ''}; better is the float32 network "
+                "that they were made from"
+            )
+            yield {"code": "weights_untrained", "detail": detail}
         if self.kept:
             detail = (
                 f"computed by ONNX Runtime: {', '.join(self.kept)}; what they touch keeps its size, and weights that "

@@ -28,7 +28,7 @@ def value(name: str, shape: Sequence[Any] | None = ("n", 4), kind: int = FLOAT) 
     return helper.make_tensor_value_info(name, kind, None if shape is None else list(shape))
 
 
-def network(*nodes: NodeProto, **constants: Any) -> ModelProto:
+def network(*nodes: NodeProto, opset: int = 17, **constants: Any) -> ModelProto:
     """y = relu(x @ W); or x = input @ K, and from there to y by other nodes with W and `constants` at hand."""
     arrays = {"W": np.ones((4, 4), np.float32)} | constants
     body = nodes or (helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Relu", ["h"], ["y"]))
@@ -42,7 +42,7 @@ def network(*nodes: NodeProto, **constants: Any) -> ModelProto:
         [value("y", None)],
         [numpy_helper.from_array(np.array(a), n) for n, a in arrays.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def node(operator: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: Any) -> NodeProto:
@@ -225,6 +225,7 @@ def tensor(**changes: Any) -> Callable[[ModelProto], None]:
 
 edited("gigantic_weight", tensor(dims=[2**20, 2**20]))
 edited("gigantic_weight_of_no_bytes", tensor(dims=[2**30, 2**30, 2**30], raw_data=b""))
+edited("gigantic_weight_of_nothing", tensor(dims=[0, 2**62], raw_data=b""))
 edited("negative_size", tensor(dims=[-4, -4]))
 edited("overflowing_size", tensor(dims=[2**62, 4]))
 edited("many_axes", tensor(dims=[1] * 5000))
@@ -346,6 +347,10 @@ file_of("outer_sum", lambda: network(
     node("Add", ["a", "b"], ["h"]), node("Add", ["x", "h"]),
     a=np.ones((2**18, 1), np.float32), b=np.ones((1, 2**18), np.float32),
 ))  # fmt: skip
+file_of("power", lambda: network(
+    node("Pow", ["a", "b"], ["p"]), node("Cast", ["p"], ["f"], to=FLOAT), node("Add", ["x", "f"]),
+    a=np.array(10), b=np.array(10**9),
+))  # fmt: skip
 file_of("random", lambda: network(node("RandomNormal", [], ["r"], shape=[2**20, 2**20]), node("Add", ["x", "r"])))
 file_of("endless_loop", lambda: network(loop(10**15), m=np.array(10**15), c=np.array(True)))
 file_of("wide_window", lambda: network(
@@ -399,10 +404,13 @@ def heavy_loop(folder: Path) -> Path:
     return save(network(*nodes, m=np.array(1000), c=np.array(True), W=np.ones((2000, 2000), np.float32)), folder)
 
 
-@maker
-def a_hundred_thousand_operators(folder: Path) -> Path:
-    nodes = [node("Relu", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(100_000)]
-    return save(network(*nodes, node("Relu", ["v100000"])), folder)
+def chain(count: int) -> ModelProto:
+    nodes = [node("Relu", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(count)]
+    return network(*nodes, node("Relu", [f"v{count}"]))
+
+
+file_of("a_hundred_thousand_operators", lambda: chain(100_000))
+file_of("twenty_thousand_operators", lambda: chain(20_000))
 
 
 @maker

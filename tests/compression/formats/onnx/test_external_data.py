@@ -64,6 +64,19 @@ def test_what_onnx_saves_is_read(tmp_path: Path) -> None:
     check(tmp_path / "m")
 
 
+@pytest.mark.parametrize(("offset", "parameters"), [(0, {"A"}), (A.nbytes, {"A", "B"})], ids=["one", "two"])
+def test_weights_in_one_place_of_a_file_are_one_parameter(tmp_path: Path, offset: int, parameters: set[str]) -> None:
+    proto, other = model("w"), model("w", offset).graph.initializer[0]
+    other.name = "B"
+    proto.graph.initializer.append(other)
+    proto.graph.node[0].output[0] = "a"
+    proto.graph.node.append(helper.make_node("MatMul", ["x", "B"], ["b"]))
+    proto.graph.node.append(helper.make_node("Mul", ["a", "b"], ["y"]))
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "w").write_bytes(A.tobytes() * 2)
+    assert dict(load(tmp_path).program.module.named_parameters()).keys() == parameters
+
+
 def test_weights_beyond_two_gigabytes_are_read_without_reading_what_lies_before(tmp_path: Path) -> None:
     offset = 5 * 2**30
     (tmp_path / "model.onnx").write_bytes(model("model.data", offset).SerializeToString())

@@ -79,8 +79,26 @@ def test_a_layer_computes_what_onnx_runtime_does(case: tuple[onnx.ModelProto, di
 
 def test_a_layer_without_a_torch_counterpart_needs_a_fixed_length(tmp_path: Path) -> None:
     path = save(tmp_path, "LSTM", "forward", length="steps", clip=1.0)
-    with pytest.raises(UnsupportedModel, match="number of steps is not fixed"):
+    with pytest.raises(UnsupportedModel, match=r"operator LSTM is computed .* number of steps is not fixed"):
         load(path)
+
+
+@pytest.mark.parametrize("wanted", ["", "y_c"], ids=["the last state is not taken", "all sequences are whole"])
+def test_a_layer_with_lengths_is_torchs_own_where(wanted: str, tmp_path: Path) -> None:
+    """torch's layer has no last state of sequences that end at different steps."""
+    constants = weights("LSTM", 1, np.random.default_rng(0)) | {"first": np.array([1])}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["turned", "w", "r", "b", "lens"], ["y", "y_h", "y_c"], hidden_size=H),
+        helper.make_node("Squeeze", ["y", "first"], ["squeezed"]),
+        helper.make_node("Transpose", ["squeezed"], ["z"], perm=[1, 0, 2]),
+    ]
+    inputs = {"x": np.zeros((B, T, I), np.float32)}
+    lengths = constants if wanted else inputs
+    lengths["lens"] = np.full(B, T, np.int32)
+    onnx.save(model(nodes, inputs, ["z", wanted] if wanted else ["z"], constants), tmp_path / "model.onnx")
+    network = load(tmp_path / "model.onnx")
+    assert [n for n in network.program.module.graph.nodes if n.target is torch.ops.aten.lstm.input]
 
 
 def save(folder: Path, kind: str, direction: str, length: int | str = T, **attributes: Any) -> Path:

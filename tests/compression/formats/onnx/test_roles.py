@@ -255,3 +255,51 @@ def test_a_quantized_file_is_refused_with_what_to_do(tmp_path: Path, operator: s
     with pytest.raises(UnsupportedModel, match=f"quantized already \\({operator}\\)") as caught:
         network(tmp_path, nodes, c=np.float32(1))
     assert "float32 network" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["MatMulInteger16", "MatMulFpQ4", "GemmFloat8", "QOrderedMatMul", "QLinearAdd", "MulInteger", "ReduceSumInteger",
+     "MatMulNBitsMlp", "DequantizeBFP"],
+)  # fmt: skip
+def test_a_file_with_onnx_runtimes_own_quantized_operators_is_refused_alike(tmp_path: Path, operator: str) -> None:
+    nodes = [helper.make_node(operator, ["x", "c"], ["y"], domain="com.microsoft")]
+    with pytest.raises(UnsupportedModel, match=f"quantized already \\({operator}\\)"):
+        network(tmp_path, nodes, c=weight(6, 6))
+
+
+@pytest.mark.parametrize("kind", ["INT4", "FLOAT8E4M3FN"])
+def test_a_file_with_weights_of_few_bits_is_refused_alike(tmp_path: Path, kind: str) -> None:
+    wq = helper.make_tensor("wq", TensorProto.DataType.Value(kind), [6, 8], [1] * 48)
+    nodes = [
+        node("Constant", [], "wq", value=wq),
+        node("DequantizeLinear", ["wq", "s"], "w"),
+        node("MatMul", ["x", "w"], "y"),
+    ]
+    with pytest.raises(UnsupportedModel, match=f"quantized already \\('wq' is stored as {kind.lower()}\\)") as caught:
+        network(tmp_path, nodes, opset=21, s=np.float32(0.1))
+    assert "float32 network" in caught.value.hint
+
+
+def scaled(name: str) -> list[onnx.NodeProto]:
+    """Whole numbers times a scale, without an operator for it."""
+    return [
+        node("Cast", [name], f"{name}_float", to=TensorProto.FLOAT),
+        node("Mul", [f"{name}_float", "s"], f"{name}_scaled"),
+    ]
+
+
+def test_a_weight_of_whole_numbers_that_is_not_trained_is_warned_of(tmp_path: Path) -> None:
+    nodes = [*scaled("Q"), node("MatMul", ["x", "Q_scaled"], "h"), HEAD]
+    found = network(tmp_path, nodes, Q=np.ones((6, 8), np.int8), s=np.float32(0.1), B=weight(8, 3))
+    assert trained(found) == {"B": (8, 3)}
+    assert found.program.origin is not None
+    (change,) = found.program.origin.changes()
+    assert change["code"] == "weights_untrained"
+    assert "Q" in change["detail"]
+
+
+def test_a_file_with_weights_of_whole_numbers_alone_is_refused(tmp_path: Path) -> None:
+    nodes = [*scaled("Q"), node("MatMul", ["x", "Q_scaled"], "y")]
+    with pytest.raises(UnsupportedModel, match=r"quantized already \('Q' is stored as int8\)"):
+        network(tmp_path, nodes, Q=np.ones((6, 8), np.int8), s=np.float32(0.1))

@@ -216,6 +216,21 @@ def linear_network(path: Path, dtype: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("again", ["x", "y"], ids=["an input", "another output"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32], ids=["half", "single"])
+def test_an_output_that_is_another_edge_stays_it(tmp_path: Path, again: str, dtype: Any) -> None:
+    model = onnx.load(linear_network(tmp_path / "in.onnx", dtype))
+    model.graph.output.append(next(v for v in (*model.graph.input, *model.graph.output) if v.name == again))
+    onnx.save(model, tmp_path / "in.onnx")
+    load(tmp_path / "in.onnx").save(tmp_path / "out.onnx")
+    written = onnx.load(tmp_path / "out.onnx").graph
+    assert [value.name for value in written.output] == ["y", again]
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(dtype)
+    for before, after in zip(run(tmp_path / "in.onnx", x), run(tmp_path / "out.onnx", x), strict=True):
+        assert before.dtype == after.dtype
+        np.testing.assert_allclose(before, after, rtol=1e-2, atol=1e-2)
+
+
 def test_a_pt2_can_be_written_from_an_onnx_file(tmp_path: Path) -> None:
     network = load(exported(tmp_path / "in.onnx", 13, ("input.1", "out/scores:0")))
     network.save(tmp_path / "out.pt2")

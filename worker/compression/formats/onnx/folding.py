@@ -29,11 +29,12 @@ def fold(graph: Graph, weights: Collection[str]) -> None:
 
 
 def drop_unused(graph: Graph) -> None:
-    """Nodes and constants that no output needs."""
+    """Nodes and constants that no output needs; a node's results that nobody takes lose their name."""
     needed = {port.name for port in graph.outputs}
     kept: list[Node] = []
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
+            node.outputs = [name if name in needed else "" for name in node.outputs]
             kept.append(node)
             needed.update(node.names())
     graph.nodes = kept[::-1]

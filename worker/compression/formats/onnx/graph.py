@@ -38,6 +38,9 @@ NUMPY: dict[torch.dtype, np.dtype] = {
 } | {torch.bfloat16: np.dtype(np.float32)}
 """The dtype of a `Known` value's numbers."""
 
+UNPACKED = "espalier.unpacked"
+"""The domain of operators whose weights are in torch's form (`unpacking`); no message says it."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -97,7 +100,7 @@ class Node:
         return self.domain, self.operator
 
     def __str__(self) -> str:
-        title = self.operator if not self.domain else f"{self.domain}.{self.operator}"
+        title = self.operator if self.domain in ("", UNPACKED) else f"{self.domain}.{self.operator}"
         return f"{title} {self.name!r}" if self.name else title
 
     def bodies(self) -> list[Graph]:

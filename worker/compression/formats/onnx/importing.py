@@ -29,9 +29,10 @@ from worker.compression.formats.onnx.keeping import check_samples, keep, learn_s
 from worker.compression.formats.onnx.labels import leave_labels
 from worker.compression.formats.onnx.normalising import normalise, refuse_quantized, widen
 from worker.compression.formats.onnx.outside import compute_outside
-from worker.compression.formats.onnx.parameters import roles
-from worker.compression.formats.onnx.reading import as_torch, open_source
+from worker.compression.formats.onnx.parameters import WHOLE, roles
+from worker.compression.formats.onnx.reading import as_torch, open_source, quantized
 from worker.compression.formats.onnx.running import Imported
+from worker.compression.formats.onnx.sparse import densify
 from worker.compression.formats.onnx.trying import refuse_unknown, try_behind
 from worker.compression.formats.onnx.unpacking import unpack_weights
 from worker.compression.formats.program import Metadata, Origin, Program, TensorSpec
@@ -56,6 +57,7 @@ def read_onnx(path: Path, fixed: Mapping[str, Any] | None = None) -> Program:
 
 def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     with open_source(path) as source:
+        densify(source)
         left_out, unzipped = leave_labels(source.model)
         _check_edges(source.model)
         behind = take_off(source, (fixed or {}).keys())
@@ -75,12 +77,16 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         origin = replace(origin, left_out=left_out, unzipped=unzipped, computed=computed, behind=behind)
         unpack_weights(graph)
         weights = {name: role for name, role in roles(graph).items() if name not in no_weights}
+        whole = tuple(name for name, role in weights.items() if role == WHOLE)
+        weights = {name: role for name, role in weights.items() if role != WHOLE}
+        if whole and not weights:
+            raise quantized(f"{whole[0]!r} is stored as {graph.constants[whole[0]].numbers.dtype}")
         fold(graph, weights)
         weights = {name: role for name, role in weights.items() if name in graph.constants}
         kept = keep(graph, weights)
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
-        origin = replace(origin, static_batch=static, weights=_stored_as(graph, weights, widened))
+        origin = replace(origin, static_batch=static, whole=whole, weights=_stored_as(graph, weights, widened))
         if static is not None:
             if behind:
                 raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")
@@ -98,6 +104,7 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
     if static is not None:
         _check_freed(path, module, graph.inputs, constants, static, [None if n in unzipped else n for n in outputs])
     exported = _export(module, graph.inputs, examples, static)
+    limits.check_time()
     model = schema.model_file(json.loads(model_json(exported)))
     program = pt2.build(
         model, lambda: exported.state_dict, lambda: exported.constants, {f"torch.ops.{OPERATOR}": OPERATOR}

@@ -12,7 +12,7 @@ import torch
 from worker.compression.errors import UnsafeModel, UnsupportedModel
 from worker.compression.formats.onnx.graph import DTYPES, Graph, Known, Node, Port
 from worker.compression.formats.onnx.labels import MACHINE_LEARNING
-from worker.compression.formats.onnx.reading import Source
+from worker.compression.formats.onnx.reading import Source, quantized
 from worker.compression.formats.onnx.schemas import check_form
 
 MAX_NODES = 100_000
@@ -23,10 +23,15 @@ WIDENED = (torch.float16, torch.bfloat16, torch.float64)
 ONNX_DOMAINS = ("", "ai.onnx")
 
 QUANTIZED = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits",
-    "MatMulBnb4", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "GatherBlockQuantized",
-    "QMoE", "QAttention", "QGemm", "QOrderedMatMul", "QEmbedLayerNormalization",
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeWithOrder", "DequantizeWithOrder",
+    "QuantizeBFP", "DequantizeBFP", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "ConvInteger",
+    "MulInteger", "ReduceSumInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulNBitsMlp",
+    "MatMulNBitsQkv", "MatMulNBitsQLoRA", "MatMulBnb4", "MatMulFpQ4", "MatMulBlockQuantizedFp4Weight",
+    "MatMulBlockQuantizedFp8Weight", "GemmFloat8", "GatherBlockQuantized", "QMoE", "QAttention", "QGemm",
+    "QEmbedLayerNormalization", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization",
+    "QOrderedLongformerAttention", "QOrderedMatMul",
 )  # fmt: skip
+"""And everything that starts with `QLinear`."""
 
 
 def normalise(source: Source) -> Graph:
@@ -38,6 +43,8 @@ class _Normaliser:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.constants: dict[str, Known] = {}
+        self.places: dict[tuple[Any, ...], str] = {}
+        """Where in a file of weights, their type and shape → the constant."""
         self.taken: set[str] = set()
         self.copies: dict[str, int] = {}
         self.count = 0
@@ -59,8 +66,6 @@ class _Normaliser:
                 f"The model uses opset {opset}; {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()} can be read.",
                 hint="Convert it with onnx.version_converter.convert_version, or export it with another opset.",
             )
-        if model.graph.sparse_initializer:
-            raise UnsupportedModel("The model has sparse weights.", hint="Export it with dense ones.")
         graph = self.graph(model.graph, opsets, {}, 0)
         graph.constants = self.constants
         return graph
@@ -173,6 +178,10 @@ class _Normaliser:
     def constant(self, name: str, tensor: onnx.TensorProto) -> str:
         array = self.source.array(tensor)
         unique = self.unique(name)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            place = (entries["location"], int(entries.get("offset", "0")), tensor.data_type, array.shape)
+            unique = self.places.setdefault(place, unique)
         self.constants[unique] = Known(array, DTYPES[tensor.data_type], unique)
         return unique
 
@@ -292,10 +301,7 @@ def refuse_quantized(graph: Graph) -> None:
         {n.operator for n in graph.all_nodes() if n.operator in QUANTIZED or n.operator.startswith("QLinear")}
     )
     if found:
-        raise UnsupportedModel(
-            f"The network is quantized already ({', '.join(found[:8])}); its whole numbers cannot be trained.",
-            hint="Upload the float32 network that it was made from, and quantize the smaller one afterwards.",
-        )
+        raise quantized(", ".join(found[:8]))
 
 
 def widen(graph: Graph) -> dict[str, torch.dtype]:

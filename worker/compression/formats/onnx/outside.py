@@ -17,6 +17,7 @@ from worker.compression.errors import CompressionError
 from worker.compression.formats.exporting import quiet
 from worker.compression.formats.onnx.folding import MAX_NUMBERS, RANDOM, constant
 from worker.compression.formats.onnx.graph import DTYPES, Graph, Known, Node, Value
+from worker.compression.formats.onnx.limits import check_time
 from worker.compression.formats.onnx.normalising import QUANTIZED, WIDENED, attribute_proto
 from worker.compression.formats.onnx.operators.common import plain_tensor
 from worker.compression.formats.onnx.running import Runner, title
@@ -68,6 +69,7 @@ class _Outside:
 
     def _compute(self, node: Node) -> bool:
         """Whether the node's results are constants now."""
+        check_time()
         inputs = [self._value(name) if name else None for name in node.inputs]
         if any(value is None and name for value, name in zip(inputs, node.inputs, strict=True)):
             return False

@@ -28,8 +28,7 @@ from worker.compression.formats.onnx.wire import DAMAGED_HINT, check_message
 MAX_MODEL_BYTES = 2**31
 """Of the message itself: protobuf's own limit. Weights beside it may be larger."""
 MAX_RANK = 32
-MAX_FREE_BYTES = 64 * 2**20
-"""A tensor without any stored numbers holds none, whatever its shape says."""
+FEW_BITS = ("float8", "float6", "float4", "int4", "int2")
 PLAIN_HINT = (
     "Put model.onnx and its weight files side by side into one zip, and save it with plain names: "
     'onnx.save(model, "model.onnx", save_as_external_data=True, location="model.data").'
@@ -53,6 +52,8 @@ class Source:
             )
         if tensor.data_type not in DTYPES:
             kind = _type_name(tensor.data_type)
+            if kind.strip("u").startswith(FEW_BITS):
+                raise quantized(f"{name!r} is stored as {kind}")
             raise UnsupportedModel(
                 f"The weights {name!r} are stored as {kind}.", hint="Export the network with float32 weights."
             )
@@ -85,6 +86,14 @@ class Source:
                 f"({length} declared)."
             )
         return np.frombuffer(file, dtype, math.prod(shape), offset).reshape(shape)
+
+
+def quantized(found: str) -> UnsupportedModel:
+    """The error for a network whose weights are whole numbers, or of few bits, already."""
+    return UnsupportedModel(
+        f"The network is quantized already ({found}); its whole numbers cannot be trained.",
+        hint="Upload the float32 network that it was made from, and quantize the smaller one afterwards.",
+    )
 
 
 def check_location(location: str, name: str) -> None:
@@ -183,7 +192,7 @@ def _parse_bytes(data: memoryview) -> onnx.ModelProto:
 
 def _shape(tensor: onnx.TensorProto, name: str) -> tuple[int, ...]:
     shape = tuple(tensor.dims)
-    if len(shape) > MAX_RANK or any(n < 0 for n in shape) or math.prod(shape) >= 2**48:
+    if len(shape) > MAX_RANK or any(n < 0 for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**48:
         raise UnsafeModel(f"The weights {name!r} have the shape {list(shape)[:40]}.")
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"The weights {name!r} are stored in segments.", hint="Export the model again.")

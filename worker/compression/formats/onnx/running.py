@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from worker.compression.errors import CompressionError, UnsupportedModel
 from worker.compression.formats.onnx import operators  # fills the table
 from worker.compression.formats.onnx.graph import Graph, Known, Node, Value
+from worker.compression.formats.onnx.limits import check_time
 from worker.compression.formats.onnx.operators.common import plain_tensor
 from worker.compression.formats.onnx.reading import as_torch
 from worker.compression.formats.onnx.table import ARITHMETIC, ERROR_HINT, Call, Operator, find, is_at, known
 from worker.compression.formats.program import register
 
-MAX_STEPS = 100_000
-"""Of all runs together: an example, one or two traces."""
+MAX_STEPS = 20_000
+"""Of one run, loops unrolled."""
 LOOP_SECONDS = 5.0
 """Of this thread, in all rounds of loops before the network is traced."""
 MAX_NAME, MAX_PARTS = 120, 32
@@ -134,6 +135,7 @@ class Runner:
 
 def evaluate_known(call: Call, inputs: Sequence[Value | None]) -> list[Value] | None:
     """The outputs of arithmetic on known values; None if it is not that."""
+    check_time()
     function = ARITHMETIC.get(call.node.operator) if not call.node.domain else None
     if function is None or not inputs or not all(x is None or isinstance(x, Known) for x in inputs):
         return None
@@ -211,6 +213,7 @@ class Imported(nn.Module):
         values: dict[str, Value] = dict(self.graph.constants)
         values.update({name: _fetch(self, self.attributes[name]) for name in self.trained})
         values.update(zip((port.name for port in self.graph.inputs), inputs, strict=True))
+        self.runner.steps = 0
         return self.runner.graph(self.graph, values)
 
     def _result(self, value: Value) -> Tensor:
@@ -236,6 +239,7 @@ def _attribute_names(constants: Mapping[str, Any]) -> dict[str, str]:
     result: dict[str, str] = {}
     taken: set[str] = set()
     folders: set[str] = set()
+    copies: dict[str, int] = {}
     for name in constants:
         parts = [_plain_part(part) for part in re.split(r"[./]", name[-MAX_NAME:]) if part][-MAX_PARTS:]
         parts = [part if not part[:1].isdigit() or len(parts) > 1 else f"_{part}" for part in parts] or ["constant"]
@@ -245,10 +249,10 @@ def _attribute_names(constants: Mapping[str, Any]) -> dict[str, str]:
         prefixes = {".".join(parts[:i]) for i in range(1, len(parts))}
         if prefixes & taken:
             parts, prefixes = ["_".join(parts)], set()
-        candidate, i = ".".join(parts), 0
+        plain = candidate = ".".join(parts)
         while candidate in taken or candidate in folders:
-            i += 1
-            candidate = f"{'.'.join(parts)}_{i}"
+            copies[plain] = copies.get(plain, 0) + 1
+            candidate = f"{plain}_{copies[plain]}"
         taken.add(candidate)
         folders |= prefixes
         result[name] = candidate

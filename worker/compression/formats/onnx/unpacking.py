@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from worker.compression.errors import UnsupportedModel
-from worker.compression.formats.onnx.graph import Graph, Known, Node
+from worker.compression.formats.onnx.graph import UNPACKED, Graph, Known, Node
 from worker.compression.formats.onnx.labels import MACHINE_LEARNING
-from worker.compression.formats.onnx.operators.recurrent import GATES, UNPACKED, unpacked
+from worker.compression.formats.onnx.limits import check_time
+from worker.compression.formats.onnx.operators.recurrent import GATES, unpacked
 
 USES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 LINEAR = ("LinearClassifier", "LinearRegressor")
@@ -35,6 +36,7 @@ def _unpack_recurrent(graph: Graph) -> None:
     made: dict[tuple[str, ...], list[str]] = {}
     zeros: set[str] = set()
     for node in graph.all_nodes():
+        check_time()
         if _is_zero(graph, node, zeros):
             zeros.update(node.outputs)
         if node.operator not in GATES or node.domain:

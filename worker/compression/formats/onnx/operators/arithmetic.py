@@ -16,7 +16,8 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from worker.compression.formats.onnx.graph import DTYPES, NUMPY, Known
-from worker.compression.formats.onnx.operators.common import product
+from worker.compression.formats.onnx.operators.common import product, split_count
+from worker.compression.formats.onnx.reading import MAX_RANK
 from worker.compression.formats.onnx.table import Call, known, shape_arithmetic
 
 MAX_NUMBERS = 2**16
@@ -27,10 +28,24 @@ def identity(call: Call, x: Known) -> Known:
     return x
 
 
+def _elementwise(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `shape_arithmetic`; what broadcasting makes large is not known."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def bounded(call: Call, *inputs: Known) -> Any:
+            large = math.prod(np.broadcast_shapes(*(x.shape for x in inputs))) > MAX_NUMBERS
+            return NotImplemented if large else function(call, *inputs)
+
+        return shape_arithmetic(*names)(bounded)
+
+    return register
+
+
 def _each(function: Callable[..., Any], *inputs: Known) -> np.ndarray:
     """Elementwise with broadcasting, on objects."""
     arrays = [x.numbers.astype(object) for x in inputs]
-    result = np.frompyfunc(function, len(arrays), 1)(*arrays)
+    with np.errstate(all="ignore"):
+        result = np.frompyfunc(function, len(arrays), 1)(*arrays)
     return np.asarray(result, dtype=object)
 
 
@@ -46,12 +61,23 @@ def _modulo(a: Any, b: Any) -> Any:
     return a % b
 
 
+def _power(a: Any, b: Any) -> Any:
+    """Python's own would have any number of digits, or be complex."""
+    if isinstance(a, int) and isinstance(b, int):
+        if (a.bit_length() - 1) * b >= 64:
+            raise OverflowError(f"{a} to the power of {b} does not fit into 64 bits")
+        return a**b
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return float(np.power(float(a), b))
+    return a**b
+
+
 _BINARY: dict[str, Callable[..., Any]] = {
     "Add": op.add,
     "Sub": op.sub,
     "Mul": op.mul,
     "Mod": _modulo,
-    "Pow": op.pow,
+    "Pow": _power,
     "Min": lambda a, b: torch.sym_min(a, b),
     "Max": lambda a, b: torch.sym_max(a, b),
 }
@@ -64,7 +90,7 @@ _COMPARISONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@shape_arithmetic(*_BINARY)
+@_elementwise(*_BINARY)
 def binary(call: Call, *inputs: Known) -> Any:
     if call.node.operator == "Mod" and call.attribute("fmod", 0):
         return NotImplemented
@@ -74,14 +100,14 @@ def binary(call: Call, *inputs: Known) -> Any:
     return result
 
 
-@shape_arithmetic("Div")
+@_elementwise("Div")
 def divide(call: Call, a: Known, b: Known) -> Any:
     if any(isinstance(n, (int, float)) and n == 0 for n in b.numbers.ravel().tolist()):
         return NotImplemented
     return _each(_divide, a, b)
 
 
-@shape_arithmetic(*_COMPARISONS)
+@_elementwise(*_COMPARISONS)
 def compare(call: Call, a: Known, b: Known) -> Known:
     return known(_each(_decided, known(_each(_COMPARISONS[call.node.operator], a, b), torch.bool)), torch.bool)
 
@@ -95,7 +121,7 @@ def _decided(answer: Any) -> Any:
     return answer
 
 
-@shape_arithmetic("Not", "And", "Or", "Xor")
+@_elementwise("Not", "And", "Or", "Xor")
 def logical(call: Call, a: Known, b: Known | None = None) -> Any:
     if a.is_symbolic or (b is not None and b.is_symbolic):
         return NotImplemented
@@ -138,7 +164,7 @@ def cast(call: Call, x: Known, target: Known | None = None) -> Any:
     return known(_each(function, x), dtype)
 
 
-@shape_arithmetic("Where")
+@_elementwise("Where")
 def where(call: Call, condition: Known, a: Known, b: Known) -> Any:
     if condition.is_symbolic:
         return NotImplemented
@@ -201,7 +227,7 @@ def split(call: Call, x: Known, sizes: Known | None = None) -> Any:
     lengths = call.attribute("split") if sizes is None else sizes.numbers.ravel().tolist()
     length = x.numbers.shape[axis]
     if lengths is None:
-        parts = call.attribute("num_outputs", call.output_count)
+        parts = split_count(call)
         lengths = [-(-length // parts)] * (parts - 1)
         lengths.append(length - sum(lengths))
     return tuple(known(a, x.dtype) for a in np.split(x.numbers, np.cumsum(lengths)[:-1], axis))
@@ -238,7 +264,7 @@ def expand(call: Call, x: Known, shape: Known) -> Any:
 
 @shape_arithmetic("Tile")
 def tile(call: Call, x: Known, repeats: Known) -> Any:
-    if repeats.is_symbolic or x.numbers.size * math.prod(repeats.numbers.tolist()) > MAX_NUMBERS:
+    if repeats.is_symbolic or x.numbers.size * math.prod(max(n, 1) for n in repeats.numbers.tolist()) > MAX_NUMBERS:
         return NotImplemented
     return np.tile(x.numbers, repeats.numbers)
 
@@ -280,6 +306,8 @@ def reduce(call: Call, x: Known, axes: Known | None = None) -> Any:
     if not numbers:
         return NotImplemented
     if call.node.operator == "ReduceProd":
+        if len(numbers) > MAX_RANK:
+            return NotImplemented  # of no shape; Python's number may have any number of digits
         result = product(numbers)
     elif call.node.operator == "ReduceSum":
         result = sum(numbers[1:], start=numbers[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.compression.formats.onnx.graph import Known
 from worker.compression.formats.onnx.reading import as_torch
+from worker.compression.formats.onnx.table import Call
 
 UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 """torch stores these, but computes little with them."""
@@ -39,6 +40,14 @@ def product(sizes: Sequence[Any]) -> Any:
     for size in sizes:
         result = result * size
     return result
+
+
+def split_count(call: Call) -> int:
+    """Of the parts of a `Split` that says no sizes."""
+    parts = int(call.attribute("num_outputs", call.output_count))
+    if parts > call.output_count:
+        raise call.error(f"has {call.output_count} results for {parts} parts")
+    return parts
 
 
 def plain_tensor(value: Known) -> Tensor:

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.compression.formats.onnx.graph import Known
+from worker.compression.formats.onnx.graph import UNPACKED, Known
 from worker.compression.formats.onnx.operators.common import plain_tensor
 from worker.compression.formats.onnx.table import EVERY, Call, operator
 
-UNPACKED = "espalier.unpacked"
 GATES = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}
 """Place of torch's gates among ONNX's: i f g o of i o f c, r z n of z r h."""
 DEFAULTS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}

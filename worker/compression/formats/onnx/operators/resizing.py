@@ -134,6 +134,8 @@ def _by_torch(x: Tensor, samplings: dict[int, Sampling]) -> Tensor | None:
         return None
     exact = all(_agrees(n, size, s) for n, size, s in zip(sizes, x.shape[2:], scales, strict=True))
     factors = None if exact else [float(s) for s in scales]
+    if factors and any(_scaled(n, s) != wanted for n, s, wanted in zip(x.shape[2:], factors, sizes, strict=True)):
+        return None  # the size is rounded to keep the aspect ratio, which torch's is not
     if some.mode == "nearest":
         if all(isinstance(s, int) or (isinstance(s, float) and s.is_integer()) for s in scales):
             same = (coordinates, some.rounding) == ("asymmetric", "floor") or (
@@ -212,8 +214,7 @@ def _places(s: Sampling) -> Tensor:
             first, last = s.roi
             if s.wanted == 1:
                 return torch.full_like(at, 0.5 * (first + last) * (s.size - 1))
-            step = (last - first) * (s.size - 1) / (s.wanted - 1)
-            return first * (s.size - 1) + at * step
+            return first * (s.size - 1) + at * (last - first) * (s.size - 1) / (s.wanted - 1)
         case other:
             raise s.call.error(f"has the coordinates {other!r}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from worker.compression.formats.onnx.graph import Known, Value
 from worker.compression.formats.onnx.operators.common import axes as absolute
 from worker.compression.formats.onnx.operators.common import axis as absolute_axis
-from worker.compression.formats.onnx.operators.common import product
+from worker.compression.formats.onnx.operators.common import product, split_count
 from worker.compression.formats.onnx.table import EVERY, Call, known, operator
 
 
@@ -119,7 +119,7 @@ def split(call: Call, x: Tensor, sizes: list[Any] | None = None) -> tuple[Tensor
 def _split(call: Call, x: Tensor, sizes: list[Any] | None) -> tuple[Tensor, ...]:
     axis = call.attribute("axis", 0)
     if sizes is None:
-        parts = call.attribute("num_outputs", call.output_count)
+        parts = split_count(call)
         length = -(-x.shape[axis] // parts)
         sizes = [length] * (parts - 1)
         sizes.append(x.shape[axis] - length * (parts - 1))
