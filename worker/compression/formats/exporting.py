@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from worker.compression.errors import CompressionError
 from worker.compression.formats import expressions
 from worker.compression.formats.program import Program, Size
+from worker.compression.formats.recurrent import free_steps
 
 
 class ExportFailed(CompressionError):
@@ -39,7 +40,7 @@ def export(program: Program) -> ExportedProgram:
     module = _for_export(program)
     for i, named in enumerate(NAMED):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), free_steps(), torch.no_grad():
                 shapes = _dynamic_shapes(program, named)
                 exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             _check_batch_is_free(exported)
