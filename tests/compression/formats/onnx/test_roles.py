@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compression.conftest import Task
 from worker.compression import Network, Target, Training, UnsupportedModel, compress, load
 from worker.compression.graph.tracing import bind, operator_name
-from worker.compression.tasks import final_activation
+from worker.compression.tasks import final_activation, logits_module
 
 RNG = np.random.default_rng(0)
 
@@ -177,6 +177,60 @@ def test_dropout_drops_in_training_alone(tmp_path: Path, opset: int) -> None:
 def test_a_final_activation_is_recognised(tmp_path: Path, operator: str, opset: int, expected: str) -> None:
     nodes = [node("MatMul", ["x", "A"], "a"), node(operator, ["a"], "b"), node("Identity", ["b"], "y")]
     assert final_activation(network(tmp_path, nodes, opset=opset, A=weight(6, 8)).program)[0] == expected
+
+
+SOFTMAX = node("Softmax", ["a"], "s", axis=-1)
+UNSQUEEZE = node("Unsqueeze", ["a", "axes"], "u")
+AS_IMAGE = [UNSQUEEZE, node("Softmax", ["u"], "s", axis=1)]
+ENDS = {
+    "a cast to its own type": [SOFTMAX, node("Cast", ["s"], "y", to=TensorProto.FLOAT)],
+    "a cast after half precision": [node("Cast", ["a"], "h", to=TensorProto.FLOAT16),
+                                    node("Softmax", ["h"], "s"), node("Cast", ["s"], "y", to=TensorProto.FLOAT)],
+    "a reshape": [SOFTMAX, node("Reshape", ["s", "rows"], "y")],
+    "a flatten": [*AS_IMAGE, node("Flatten", ["s"], "y")],
+    "a squeeze": [*AS_IMAGE, node("Squeeze", ["s", "axes"], "y")],
+    "a clip": [SOFTMAX, node("Clip", ["s", "low", "high"], "y")],
+    "exp by its sum": [node("Exp", ["a"], "e"), node("ReduceSum", ["e", "last"], "t", keepdims=1),
+                       node("Div", ["e", "t"], "y")],
+    "exp by its sum, less the largest": [node("ReduceMax", ["a"], "m", axes=[-1], keepdims=1),
+                                         node("Sub", ["a", "m"], "d"), node("Exp", ["d"], "e"),
+                                         node("ReduceSum", ["e", "last"], "t", keepdims=1),
+                                         node("Div", ["e", "t"], "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_softmax_at_the_end_is_recognised_behind_or_in_other_operators(end: str, tmp_path: Path) -> None:
+    constants = {"axes": np.array([2, 3]), "rows": np.array([-1, 8]), "last": np.array([-1])}
+    limits = {"low": np.float32(0), "high": np.float32(1)}
+    nodes = [node("MatMul", ["x", "A"], "a"), *ENDS[end]]
+    found = network(tmp_path, nodes, A=weight(6, 8), **constants, **limits)
+    assert final_activation(found.program) == ("softmax", 1)
+    x = torch.randn(5, 6)
+    logits = logits_module(found.program, training=False)(x)
+    assert logits.min() < 0
+    torch.testing.assert_close(logits.softmax(1), found(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_softmax_of_an_older_opset_keeps_its_axis_of_classes(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "A"], "a"), node("Unsqueeze", ["a"], "u", axes=[2, 3]), node("Softmax", ["u"], "y")]
+    assert final_activation(network(tmp_path, nodes, opset=11, A=weight(6, 8)).program) == ("softmax", 1)
+
+
+def test_a_softmax_over_all_pixels_is_not_one_over_classes(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "A"], "a"), node("Softmax", ["a"], "y", axis=1)]
+    found = network(tmp_path, nodes, ("n", 6, 3, 3), opset=11, A=weight(8, 6, 1, 1))
+    assert final_activation(found.program)[0] == "none"
+
+
+def test_a_sigmoid_that_is_spelled_out_is_recognised(tmp_path: Path) -> None:
+    spelled = [node("Neg", ["a"], "b"), node("Exp", ["b"], "e"), node("Add", ["e", "one"], "d")]
+    for last in (node("Reciprocal", ["d"], "y"), node("Div", ["one", "d"], "y")):
+        nodes = [node("MatMul", ["x", "A"], "a"), *spelled, last]
+        found = network(tmp_path, nodes, A=weight(6, 8), one=np.float32(1))
+        assert final_activation(found.program)[0] == "sigmoid"
+        x = torch.randn(5, 6)
+        torch.testing.assert_close(logits_module(found.program, training=False)(x).sigmoid(), found(x))
 
 
 class WithBatchNorm(nn.Sequential):
