@@ -20,7 +20,7 @@ from tests.compression.formats.onnx.node_cases import Case, all_cases, differenc
 from tests.compression.formats.onnx.older_opsets import FIRST, by_onnx_runtime, elsewhere, history
 from worker.compression.formats.onnx import operators
 from worker.compression.formats.onnx.operators.recurrent import UNPACKED
-from worker.compression.formats.onnx.table import TABLE
+from worker.compression.formats.onnx.table import MICROSOFT, TABLE
 
 TARGET = Path(__file__).parent.parent / "docs" / "onnx-operators.md"
 HEAD = """# ONNX operators
@@ -68,6 +68,15 @@ ABSENT = {
     "seen in no trained network": ("Det", "MaxRoiPool"),
 }  # fmt: skip
 """Why → operators. Every operator of onnx that is not in the table has its place here."""
+
+ABSENT_MICROSOFT = """\
+Others are not in the table, mostly because no exporter of networks to train writes them: what is quantized
+(`QAttention`, `QLinear…`, `MatMulNBits`, `DynamicQuantize…`, …), as above; sequences without their padding
+(`PackedAttention`, `PackedMultiHeadAttention`, `RemovePadding`, `RestorePadding`, `PagedAttention`), whose samples share one axis; decoding
+step by step from a cache (`DecoderMasked…`, `DecoderAttention`, `BeamSearch`, `GreedySearch`, `Sampling`); mixtures of
+experts (`MoE`), where the data choose what computes; attention to a part (`LongformerAttention`, `SparseAttention`);
+and what was seen in no file (`Rfft`, `Irfft`, `ComplexMul`, `GemmaRotaryEmbedding`, `DynamicTimeWarping`, `AttnLSTM`,
+`CropAndResize`, `MaxpoolWithMask`, …)."""
 
 
 class Tally:
@@ -165,6 +174,7 @@ def _write(tally: Tally) -> None:
     for domain in sorted({domain for domain, _ in TABLE} - {"", UNPACKED}):
         names = sorted(name for d, name in TABLE if d == domain)
         lines += ["", f"## {domain}", "", ", ".join(names) + "."]
+        lines += ["", ABSENT_MICROSOFT] if domain == MICROSOFT else []
     absent = sorted(
         name
         for (domain, name), versions in history().items()

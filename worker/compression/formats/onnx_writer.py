@@ -16,7 +16,8 @@ from worker.compression.errors import VerificationFailed
 from worker.compression.formats import expressions, lowering
 from worker.compression.formats.exporting import ExportFailed, export, quiet
 from worker.compression.formats.program import Metadata, Program
-from worker.compression.formats.recurrent import TRANSLATIONS, free_steps
+from worker.compression.formats.recurrent import free_steps
+from worker.compression.formats.translations import TRANSLATIONS
 from worker.compression.formats.verification import verify_file
 
 LIMIT_BYTES = 2**31 - 2**24
@@ -67,7 +68,7 @@ def data_file(path: str | Path) -> Path:
 
 def _converted(exported: ExportedProgram, program: Program, opset: int | None, optimize: bool = True) -> ir.Model:
     try:
-        with quiet(), free_steps():
+        with quiet(), free_steps(), torch.no_grad():
             converted = torch.onnx.export(
                 exported,
                 dynamo=True,
