@@ -72,11 +72,11 @@ ABSENT = {
 ABSENT_MICROSOFT = """\
 Others are not in the table, mostly because no exporter of networks to train writes them: what is quantized
 (`QAttention`, `QLinear…`, `MatMulNBits`, `DynamicQuantize…`, …), as above; sequences without their padding
-(`PackedAttention`, `PackedMultiHeadAttention`, `RemovePadding`, `RestorePadding`, `PagedAttention`), whose samples share one axis; decoding
-step by step from a cache (`DecoderMasked…`, `DecoderAttention`, `BeamSearch`, `GreedySearch`, `Sampling`); mixtures of
-experts (`MoE`), where the data choose what computes; attention to a part (`LongformerAttention`, `SparseAttention`);
-and what was seen in no file (`Rfft`, `Irfft`, `ComplexMul`, `GemmaRotaryEmbedding`, `DynamicTimeWarping`, `AttnLSTM`,
-`CropAndResize`, `MaxpoolWithMask`, …)."""
+(`PackedAttention`, `PackedMultiHeadAttention`, `RemovePadding`, `RestorePadding`, `PagedAttention`), whose samples
+share one axis; decoding step by step from a cache (`DecoderMasked…`, `DecoderAttention`, `BeamSearch`, `GreedySearch`,
+`Sampling`); mixtures of experts (`MoE`), where the data choose what computes; attention to a part
+(`LongformerAttention`, `SparseAttention`); and what was seen in no file (`Rfft`, `Irfft`, `ComplexMul`,
+`GemmaRotaryEmbedding`, `DynamicTimeWarping`, `AttnLSTM`, `CropAndResize`, `MaxpoolWithMask`, …)."""
 
 
 class Tally:
