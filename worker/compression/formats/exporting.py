@@ -163,15 +163,17 @@ def _rename_outputs(exported: ExportedProgram, names: list[str]) -> None:
         spec.arg.name = name
 
 
+LOUD = ("torch.onnx", "torch.export", "torch._export", "torch._subclasses", "onnxscript", "onnx_ir")
+"""Loggers. What they call errors is raised as well."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """torch writes progress and advice to every channel it has; the trainer's standard output is a protocol."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-    ]
+    loggers = [logging.getLogger(name) for name in LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -284,6 +285,66 @@ def test_a_fixed_batch_in_reshapes_is_freed(tmp_path: Path) -> None:
     assert found.program.origin.static_batch == 1
     x = torch.randn(5, 6)
     torch.testing.assert_close(found(x), torch.cat([found(row[None]) for row in x]))
+
+
+HEADS, STEPS = 2, 5
+TORCH_ATTENTION = [
+    node("Transpose", ["x"], "t", perm=[1, 0, 2]),  # [T, N, D]
+    *[node("MatMul", ["t", name], f"{name}1") for name in "qkv"],
+    *[node("Reshape", [f"{name}1", "heads"], f"{name}2") for name in "qkv"],  # [T, N · H, D / H]
+    *[node("Transpose", [f"{name}2"], f"{name}3", perm=[1, 2, 0] if name == "k" else [1, 0, 2]) for name in "qkv"],
+    node("MatMul", ["q3", "k3"], "scores"),
+    node("Softmax", ["scores"], "shares"),
+    node("MatMul", ["shares", "v3"], "seen"),
+    node("Transpose", ["seen"], "back", perm=[1, 0, 2]),
+    node("Reshape", ["back", "rows"], "flat"),  # [T · N, D]
+    node("Gemm", ["flat", "A"], "a"),
+    node("Reshape", ["a", "apart"], "b"),
+    node("Transpose", ["b"], "y", perm=[1, 0, 2]),
+]
+BOTH_WAYS = [
+    node("Transpose", ["x"], "t", perm=[1, 0, 2]),
+    node("LSTM", ["t", "w", "r"], "a", direction="bidirectional", hidden_size=4),
+    node("Transpose", ["a"], "b", perm=[0, 2, 1, 3]),
+    node("Reshape", ["b", "joined"], "c"),
+    node("Transpose", ["c"], "h", perm=[1, 0, 2]),
+    HEAD,
+]
+FIXED: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, Any]]] = {
+    "heads beside the batch": (
+        TORCH_ATTENTION, (1, STEPS, 6),
+        {name: weight(6, 6) for name in "qkvA"} | {"heads": np.array([STEPS, HEADS, 3]), "rows": np.array([STEPS, 6]),
+                                                   "apart": np.array([STEPS, 1, 6])},
+    ),
+    "both directions of a layer": (
+        BOTH_WAYS, (1, STEPS, 6),
+        {"w": weight(2, 16, 6), "r": weight(2, 16, 4), "B": weight(8, 3), "joined": np.array([STEPS, 1, 8])},
+    ),
+    "a class token": (
+        [node("Concat", ["token", "x"], "h", axis=1), node("MatMul", ["h", "A"], "y")], (1, STEPS, 6),
+        {"token": weight(1, 1, 6), "A": weight(6, 8)},
+    ),
+    "sizes of a picture": (
+        [node("Conv", ["x", "A"], "a"), node("Resize", ["a", "", "", "sizes"], "y", mode="linear")], (1, 6, 3, 3),
+        {"A": weight(8, 6, 1, 1), "sizes": np.array([1, 8, 5, 6])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_a_fixed_batch_is_freed_where_it_is_carried(case: str, tmp_path: Path) -> None:
+    nodes, shape, constants = FIXED[case]
+    found = network(tmp_path, nodes, shape, **constants)
+    x = torch.randn(4, *shape[1:])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    expected = [torch.as_tensor(session.run(None, {"x": row[None].numpy()})[0]) for row in x]
+    torch.testing.assert_close(found(x), torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_first_axis_that_is_fixed_while_others_are_free_is_said_with_the_shapes(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"has to be the batch.*x \[5, 'n', 6\]") as caught:
+        network(tmp_path, [node("ReduceMean", ["x"], "h", axes=[0]), HEAD], (5, "n", 6), B=weight(6, 3))
+    assert "make it the first one" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,14 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
         origin = replace(origin, static_batch=static, weights=_stored_as(graph, weights, widened))
-        if static is not None:
-            if behind:
-                raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")
-            batches.free_batch(graph, static)
         summary = describe(graph, weights)
         count = sum(1 for _ in graph.all_nodes())
         if count > limits.MAX_NODES:
             raise UnsupportedModel(f"The network has {count} operators; {limits.MAX_NODES} can be read.")
+        if static is not None:
+            if behind:
+                raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")
+            batches.free_batch(graph, static, _sized(graph.inputs, FREE_SIZES[0], static))
         module = Imported(graph, weights).eval()
         source.model.Clear()
     examples = _examples(module, graph.inputs, static)
@@ -204,12 +204,16 @@ def _check_freed(
         with torch.no_grad():
             error = batches.agrees(path, module, samples, fixed, static, outputs)
     except CompressionError as problem:
-        raise batches.not_free(static, problem.message.rstrip(".")) from problem
+        raise batches.not_free(ports, problem.message.rstrip(".")) from problem
     except Exception as problem:
-        raise batches.not_free(static, str(problem).split("\n")[0][:200]) from problem
+        raise batches.not_free(ports, str(problem).split("\n")[0][:200]) from problem
+    if error == float("inf"):
+        raise batches.not_free(
+            ports, "with more samples at once, the results have other shapes than the file's own, or are not finite"
+        )
     if not error <= batches.TOLERANCE:
         raise batches.not_free(
-            static, f"with more samples at once, the results differ by {error:.2g} of their scale from the file's own"
+            ports, f"with more samples at once, the results differ by {error:.2g} of their scale from the file's own"
         )
 
 
@@ -229,7 +233,7 @@ def _examples(module: Imported, ports: Sequence[Port], static: int | None) -> tu
             problem = problem or error
     assert problem is not None
     if static is not None:
-        raise batches.not_free(static, problem.message.rstrip(".")) from problem
+        raise batches.not_free(ports, problem.message.rstrip(".")) from problem
     raise problem
 
 
@@ -278,7 +282,7 @@ def _export(
         raise cause
     text = str(problem).strip()[:300]
     if static is not None:
-        raise batches.not_free(static, text)
+        raise batches.not_free(ports, text)
     if _order_counts(module, examples):
         raise _no_batch()
     raise UnsupportedModel(
