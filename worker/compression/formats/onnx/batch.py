@@ -175,7 +175,7 @@ class _Freeing:
             shape = self.shape(name) or list(getattr(self.before[name], "shape", ()))
             if self.axis(name) is not None or len(shape) <= axis or shape[axis] != 1 or self.shape(whole)[axis] != 1:
                 continue
-            label = f"{name}_for_{node.outputs[0]}"
+            label = f"{name}_for_{node.outputs[0]}_{i}"
             ones, one = self.known(f"{label}_ones", [1] * axis), self.known(f"{label}_axis", [axis])
             rest = self.known(f"{label}_rest", [1] * (len(shape) - axis - 1))
             new += [
