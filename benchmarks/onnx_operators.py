@@ -20,7 +20,7 @@ from tests.compression.formats.onnx.node_cases import Case, all_cases, differenc
 from tests.compression.formats.onnx.older_opsets import FIRST, by_onnx_runtime, elsewhere, history
 from worker.compression.formats.onnx import operators
 from worker.compression.formats.onnx.operators.recurrent import UNPACKED
-from worker.compression.formats.onnx.table import KEPT, TABLE
+from worker.compression.formats.onnx.table import KEPT, MICROSOFT, TABLE
 
 OWN = (UNPACKED, KEPT)
 """Domains of nodes that no file has."""
@@ -72,6 +72,15 @@ ABSENT = {
     "seen in no trained network; ONNX Runtime computes them": ("Det", "MaxRoiPool"),
 }  # fmt: skip
 """Why → operators. Every operator of onnx that is not in the table has its place here."""
+
+ABSENT_MICROSOFT = """\
+Others are not in the table, mostly because no exporter of networks to train writes them: what is quantized
+(`QAttention`, `QLinear…`, `MatMulNBits`, `DynamicQuantize…`, …), as above; sequences without their padding
+(`PackedAttention`, `PackedMultiHeadAttention`, `RemovePadding`, `RestorePadding`, `PagedAttention`), whose samples
+share one axis; decoding step by step from a cache (`DecoderMasked…`, `DecoderAttention`, `BeamSearch`, `GreedySearch`,
+`Sampling`); mixtures of experts (`MoE`), where the data choose what computes; attention to a part
+(`LongformerAttention`, `SparseAttention`); and what was seen in no file (`Rfft`, `Irfft`, `ComplexMul`,
+`GemmaRotaryEmbedding`, `DynamicTimeWarping`, `AttnLSTM`, `CropAndResize`, `MaxpoolWithMask`, …)."""
 
 
 class Tally:
@@ -169,6 +178,7 @@ def _write(tally: Tally) -> None:
     for domain in sorted({domain for domain, _ in TABLE} - {"", *OWN}):
         names = sorted(name for d, name in TABLE if d == domain)
         lines += ["", f"## {domain}", "", ", ".join(names) + "."]
+        lines += ["", ABSENT_MICROSOFT] if domain == MICROSOFT else []
     absent = sorted(
         name
         for (domain, name), versions in history().items()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from worker.compression.errors import InvalidDataset, InvalidOptions
 from worker.compression.formats.program import Program
-from worker.compression.graph.tracing import bind, operator_name
+from worker.compression.graph.tracing import bind, operator_name, propagate_shapes
 from worker.compression.network import training_module
 from worker.compression.options import Task
 
@@ -170,15 +172,8 @@ def bind_objective(program: Program, task: Task, output: Tensor, labels: Tensor 
 
 def final_activation(program: Program, index: int = 0) -> tuple[Activation, int | None]:
     """The activation that an output ends in, and the axis it runs over."""
-    node = _final_node(program, index)
-    if node is None:
-        return "none", None
-    name = operator_name(node).split(".")[1].removesuffix("_").removeprefix("_")
-    if name == "sigmoid":
-        return "sigmoid", None
-    rank = len(program.outputs[index].shape)
-    axis = int(bind(node)["dim"]) % rank if rank else 0
-    return ("softmax" if name == "softmax" else "log_softmax"), axis
+    final = _final(program, index)
+    return (final.activation, final.axis) if final else ("none", None)
 
 
 def logits_module(program: Program, training: bool, index: int = 0) -> nn.Module:
@@ -188,9 +183,13 @@ def logits_module(program: Program, training: bool, index: int = 0) -> nn.Module
     )
     assert isinstance(module, fx.GraphModule)
     output = next(n for n in module.graph.nodes if n.op == "output")
-    wanted = _output(output, index)
-    if _is_final(wanted):
-        wanted = wanted.all_input_nodes[0]
+    wanted, final = _output(output, index), _final(program, index)
+    if final is not None:
+        nodes = {node.name: node for node in module.graph.nodes}
+        wanted = nodes[final.logits.name]
+        for reshape in final.reshapes:
+            nodes[reshape.name].update_arg(0, wanted)
+            wanted = nodes[reshape.name]
     output.args = (wanted,)
     module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     module.recompile()
@@ -202,16 +201,88 @@ def _output(output: fx.Node, index: int) -> fx.Node:
     return found[index] if isinstance(found, (tuple, list)) else found  # type: ignore[return-value]
 
 
-def _is_final(node: fx.Node) -> bool:
-    return node.op == "call_function" and operator_name(node).split(".")[:2] in (
-        ["aten", "softmax"], ["aten", "log_softmax"], ["aten", "sigmoid"], ["aten", "_softmax"], ["aten",
-        "_log_softmax"],
-    )  # fmt: skip
+RESHAPES = ("reshape", "view", "flatten", "squeeze", "unsqueeze")
 
 
-def _final_node(program: Program, index: int) -> fx.Node | None:
+@dataclass(frozen=True)
+class _Final:
+    """The activation at the end of a network. `axis`: of the output; `reshapes`: what comes behind, in their order."""
+
+    activation: Activation
+    axis: int | None
+    logits: fx.Node
+    reshapes: tuple[fx.Node, ...]
+
+
+def _final(program: Program, index: int) -> _Final | None:
     node = _output(next(n for n in program.module.graph.nodes if n.op == "output"), index)
-    return node if _is_final(node) else None
+    reshapes: list[fx.Node] = []
+    while _name(node) in RESHAPES or _keeps_values(node):
+        if _name(node) in RESHAPES:
+            reshapes.insert(0, node)
+        node = node.all_input_nodes[0]
+    found = _activation(node)
+    if found is None:
+        return None
+    activation, axis, logits = found
+    if axis is not None:
+        axis = _axis_behind(program, node, axis, reshapes, len(program.outputs[index].shape))
+        if axis is None:
+            return None
+    return _Final(activation, axis, logits, tuple(reshapes))
+
+
+def _name(node: Any) -> str:
+    """As "softmax", of ATen."""
+    is_aten = isinstance(node, fx.Node) and node.op == "call_function" and operator_name(node).startswith("aten.")
+    return operator_name(node).split(".")[1].strip("_") if is_aten else ""
+
+
+def _keeps_values(node: fx.Node) -> bool:
+    """Whether probabilities go through it (nearly) as they are."""
+    match _name(node):
+        case "to" | "to_copy":
+            return getattr(bind(node).get("dtype"), "is_floating_point", False)
+        case "clamp":
+            low, high = bind(node)["min"], bind(node)["max"]
+            return all(isinstance(n, (float, int, NoneType)) for n in (low, high)) and (
+                (low is None or low < 0.01) and (high is None or high > 0.99)
+            )
+        case "mul":
+            return bool(node.args[1] == 1)
+        case name:
+            return name in ("clone", "contiguous", "detach", "alias")
+
+
+def _activation(node: fx.Node) -> tuple[Activation, int | None, fx.Node] | None:
+    """The activation, its axis and what it is taken of; also one that is spelled out: eᶻ / Σ eᶻ and 1 / (1 + e⁻ᶻ)."""
+    inputs = node.all_input_nodes
+    match _name(node):
+        case "softmax":
+            return "softmax", bind(node)["dim"], inputs[0]
+        case "log_softmax":
+            return "log_softmax", bind(node)["dim"], inputs[0]
+        case "sigmoid":
+            return "sigmoid", None, inputs[0]
+        case "div" if [_name(n) for n in inputs] == ["exp", "sum"] and inputs[1].args[0] is inputs[0]:
+            dims, keeps = bind(inputs[1]).get("dim"), bind(inputs[1]).get("keepdim")
+            return ("softmax", dims[0], inputs[0].all_input_nodes[0]) if keeps and dims and len(dims) == 1 else None
+        case "reciprocal" if _name(inputs[0]) == "add" and inputs[0].args[1] == 1:
+            exp = inputs[0].all_input_nodes[0]
+            neg = exp.all_input_nodes[0] if _name(exp) == "exp" else None
+            return ("sigmoid", None, neg.all_input_nodes[0]) if neg is not None and _name(neg) == "neg" else None
+    return None
+
+
+def _axis_behind(program: Program, node: fx.Node, axis: int, reshapes: Sequence[fx.Node], rank: int) -> int | None:
+    """Where an axis of a node's result lies in the output after reshapes; None if it is no axis any more."""
+    if not reshapes:
+        return axis % max(rank, 1)
+    fakes, *_ = propagate_shapes(program)
+    before, after = list(fakes[node].shape), list(fakes[reshapes[-1]].shape)
+    axis %= len(before)
+    size, below = before[axis], math.prod(before[axis + 1 :])
+    return next((i for i, n in enumerate(after) if n == size and math.prod(after[i + 1 :]) == below), None)
 
 
 def _are_probabilities(labels: Tensor) -> bool:

@@ -233,6 +233,7 @@ CASES = {
     "lstm": Case(lambda: Recurrent(nn.LSTM), tokens(7)),
     "lstm_both_ways": Case(lambda: Recurrent(nn.LSTM, bidirectional=True, num_layers=2), tokens(7)),
     "gru": Case(lambda: Recurrent(nn.GRU), tokens(7)),
+    "rnn_both_ways": Case(lambda: Recurrent(nn.RNN, nonlinearity="relu", bidirectional=True, num_layers=2), tokens(7)),
     "attention": Case(Attention, floats(5, 16), ({0: Dim("batch"), 1: Dim("time", min=2, max=100)},)),
     "transformer_layer": Case(lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), floats(5, 16)),
     "constants": Case(Constants, floats(5)),

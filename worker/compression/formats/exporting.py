@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from worker.compression.errors import CompressionError
 from worker.compression.formats import expressions
 from worker.compression.formats.program import Program, Size
+from worker.compression.formats.recurrent import free_steps
 
 
 class ExportFailed(CompressionError):
@@ -39,7 +40,7 @@ def export(program: Program) -> ExportedProgram:
     module = _for_export(program)
     for i, named in enumerate(NAMED):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), free_steps(), torch.no_grad():
                 shapes = _dynamic_shapes(program, named)
                 exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             _check_batch_is_free(exported)
@@ -162,15 +163,17 @@ def _rename_outputs(exported: ExportedProgram, names: list[str]) -> None:
         spec.arg.name = name
 
 
+LOUD = ("torch.onnx", "torch.export", "torch._export", "torch._subclasses", "onnxscript", "onnx_ir")
+"""Loggers. What they call errors is raised as well."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """torch writes progress and advice to every channel it has; the trainer's standard output is a protocol."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-    ]
+    loggers = [logging.getLogger(name) for name in LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

@@ -16,6 +16,8 @@ from worker.compression.errors import VerificationFailed
 from worker.compression.formats import expressions, kept, lowering
 from worker.compression.formats.exporting import ExportFailed, export, quiet
 from worker.compression.formats.program import Metadata, Program
+from worker.compression.formats.recurrent import free_steps
+from worker.compression.formats.translations import TRANSLATIONS
 from worker.compression.formats.verification import verify_file
 
 LIMIT_BYTES = 2**31 - 2**24
@@ -66,7 +68,7 @@ def data_file(path: str | Path) -> Path:
 
 def _converted(exported: ExportedProgram, program: Program, opset: int | None, optimize: bool = True) -> ir.Model:
     try:
-        with quiet():
+        with quiet(), free_steps(), torch.no_grad():
             converted = torch.onnx.export(
                 exported,
                 dynamo=True,
@@ -75,8 +77,8 @@ def _converted(exported: ExportedProgram, program: Program, opset: int | None, o
                 input_names=[spec.name for spec in program.inputs],
                 output_names=[spec.name for spec in program.outputs],
                 opset_version=opset,
-                custom_translation_table={kept.OPERATOR: kept.to_onnx},
                 optimize=optimize,
+                custom_translation_table={kept.OPERATOR: kept.to_onnx, **TRANSLATIONS},
             )
     except Exception as error:
         if optimize:  # the optimizer stumbles over some graphs that convert well, such as a batch that is split

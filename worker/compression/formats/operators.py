@@ -56,7 +56,7 @@ index_fill_.int_Tensor,int_Scalar index_put index_put_ index_select inner instan
 isin.Tensor_Tensor,Tensor_Scalar,Scalar_Tensor isinf isnan isneginf isposinf isreal istft kron kthvalue layer_norm lcm
 lcm_ ldexp.Tensor ldexp_ le.Tensor,Scalar le_.Scalar,Tensor leaky_relu leaky_relu_ lerp.Scalar,Tensor
 lerp_.Scalar,Tensor less.Tensor,Scalar less_.Scalar,Tensor less_equal.Tensor,Scalar less_equal_.Scalar,Tensor lgamma
-lgamma_ lift_fresh lift_fresh_copy linalg_matmul linalg_matrix_norm.default,str_ord linalg_multi_dot
+lgamma_ lift_fresh lift_fresh_copy linalg_inv_ex linalg_matmul linalg_matrix_norm.default,str_ord linalg_multi_dot
 linalg_norm.default,ord_str linalg_vecdot linalg_vector_norm linear
 linspace.Tensor_Tensor,Tensor_Scalar,Scalar_Tensor,default log log10 log10_ log1p log1p_ log2 log2_ log_ log_sigmoid
 log_sigmoid_forward log_softmax.int logaddexp logaddexp2 logcumsumexp logical_and logical_and_ logical_not

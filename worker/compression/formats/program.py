@@ -76,6 +76,8 @@ class Origin:
     """Weights that are whole numbers times a scale: they are not trained."""
     static_batch: int | None = None
     """The batch size in the file, if it was fixed there."""
+    fixed_axes: dict[str, int] = field(default_factory=dict)
+    """Free axes of the file that its constants fix to one size."""
     left_out: tuple[str, ...] = ()
     """Outputs of texts, which the network has no more."""
     unzipped: tuple[str, ...] = ()
@@ -92,6 +94,12 @@ class Origin:
         if self.static_batch is not None:
             detail = f"the batch size was fixed to {self.static_batch} in the file; it is free in what is written"
             yield {"code": "batch_freed", "detail": detail}
+        if self.fixed_axes:
+            sizes = ", ".join(f"{name} = {size}" for name, size in self.fixed_axes.items())
+            yield {
+                "code": "axes_fixed",
+                "detail": f"axes that the file calls free have the one size that runs: {sizes}",
+            }
         if self.left_out or self.unzipped:
             gone = f"no more: {', '.join(self.left_out)}; " if self.left_out else ""
             plain = f"plain scores instead of dictionaries: {', '.join(self.unzipped)}; " if self.unzipped else ""

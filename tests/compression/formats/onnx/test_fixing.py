@@ -102,3 +102,23 @@ def test_without_a_value_the_file_says_what_it_needs(path: Path) -> None:
 def test_a_value_that_does_not_fit_is_refused(path: Path, fixed: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidOptions, match=said):
         load(path, fixed)
+
+
+def test_an_axis_that_only_one_size_fits_has_that_size_with_a_warning(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "places"], ["placed"]),
+        helper.make_node("MatMul", ["placed", "HIGH"], ["y"]),
+    ]
+    places = numpy_helper.from_array(np.ones((1, 24, 4), np.float32), "places")
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "steps", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "steps", 3])],
+        [places, numpy_helper.from_array(HIGH, "HIGH")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, ir_version=8), tmp_path / "m.onnx")
+    program = load(tmp_path / "m.onnx").program
+    assert program.inputs[0].shape[1] == 24
+    assert program.origin is not None
+    (change,) = program.origin.changes()
+    assert change["code"] == "axes_fixed"
+    assert "steps = 24" in change["detail"]

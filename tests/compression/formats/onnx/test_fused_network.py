@@ -86,3 +86,55 @@ def test_a_fused_transformer_is_cut_exactly(network: Network, ids: torch.Tensor)
     assert small.parameters_count < 0.8 * network.parameters_count
     torch.testing.assert_close(small(ids), masked(ids), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(masked(ids), network(ids), atol=1e-2)
+
+
+def saved(folder: Path, nodes: list[onnx.NodeProto], shape: list[int | str], weights: dict[str, np.ndarray]) -> Path:
+    """From x to y."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_an_inverse_is_written_as_onnx_runtimes_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 4)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Inverse", ["x"], ["i"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["i", "w"], ["y"]),
+    ]
+    load(saved(tmp_path, nodes, ["n", 4, 4], weights)).save(tmp_path / "written.onnx")
+    x = rng.normal(size=(3, 4, 4)).astype(np.float32)
+    files = (tmp_path / "model.onnx", tmp_path / "written.onnx")
+    before, after = (onnxruntime.InferenceSession(file).run(None, {"x": x})[0] for file in files)
+    np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_with_a_trained_bias_of_positions_is_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(8, 8)).astype(np.float32) for name in ("q", "k", "v", "out")}
+    constants = {"table": rng.normal(size=(8, HEADS)).astype(np.float32), "one": np.array([1])}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "one"], ["steps"]),
+        helper.make_node(
+            "RelativePositionBias", ["table", "steps", "steps"], ["bias"], domain="com.microsoft", max_distance=20
+        ),
+        *[helper.make_node("MatMul", ["x", name], [f"x{name}"]) for name in "qkv"],
+        helper.make_node(
+            "MultiHeadAttention", ["xq", "xk", "xv", "", "", "bias"], ["a"], domain="com.microsoft", num_heads=HEADS
+        ),
+        helper.make_node("MatMul", ["a", "out"], ["y"]),
+    ]
+    network = load(saved(tmp_path, nodes, ["n", "steps", 8], weights | constants))
+    assert network.parameters_count == 4 * 64 + 8 * HEADS
+    network.save(tmp_path / "written.onnx")
+    x = torch.randn(2, 11, 8)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "written.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(network(x), torch.as_tensor(found), rtol=1e-4, atol=1e-5)

@@ -156,6 +156,13 @@ CASES = {
     "RotaryEmbedding-partial": fused(
         "RotaryEmbedding", {"x": numbers(N, T, 12), "at": np.array([0])}, ANGLES, num_heads=2, rotary_embedding_dim=4
     ),
+    "Inverse": fused("Inverse", {"x": numbers(N, 4, 4)}),
+    "Trilu": fused("Trilu", {"x": numbers(N, 4, 5)}, {"k": np.array(1)}, upper=0),
+    "GridSample": fused("GridSample", {"x": IMAGE, "g": np.tanh(numbers(1, 4, 5, 2))}, padding_mode="border"),
+    "UnfoldTensor": fused("UnfoldTensor", {"x": X}, dim=1, size=3, step=2),
+    "ExpandDims": fused("ExpandDims", {"x": X}, {"a": np.array(-2, np.int32)}),
+    "Pad": fused("Pad", {"x": X}, {"p": np.array([0, 1, 0, 0, 2, 3]), "v": np.float32(0.5)}),
+    "Pad-reflect": fused("Pad", {"x": X}, {"p": np.array([0, 1, 0, 0, 2, 3])}, mode="reflect"),
     "CDist": fused("CDist", {"a": numbers(4, 3), "b": numbers(5, 3)}, metric="sqeuclidean"),
 }  # fmt: skip
 
@@ -198,6 +205,38 @@ def on_other_devices() -> dict[str, tuple[tuple[onnx.ModelProto, Arrays], torch.
 def test_a_fused_operator_of_other_devices_computes_its_formula(name: str) -> None:
     (proto, inputs), expected = on_other_devices()[name]
     torch.testing.assert_close(found(proto, inputs)[0], expected)
+
+
+@pytest.mark.parametrize("both", [0, 1])
+def test_relative_positions_are_binned_as_in_t5(both: int) -> None:
+    """ONNX Runtime has no kernel for the CPU, and reads the table as `[H, buckets]`."""
+    table, steps, farthest = numbers(8, HEADS), 30, 20
+    lengths = {"q": np.array([steps]), "k": np.array([steps])}
+    proto, _ = fused("RelativePositionBias", {}, {"t": table, **lengths}, max_distance=farthest, is_bidirectional=both)
+
+    def bucket(ahead: int) -> int:
+        count = 4 if both else 8
+        distance, first = (abs(ahead), count * (ahead > 0)) if both else (max(-ahead, 0), 0)
+        if distance < count // 2:
+            return first + distance
+        share = np.log(distance / (count // 2)) / np.log(farthest / (count // 2))
+        return first + min(count // 2 + int(share * (count - count // 2)), count - 1)
+
+    buckets = [[bucket(k - q) for k in range(steps)] for q in range(steps)]
+    np.testing.assert_array_equal(found(proto, {})[0].numpy(), table.reshape(HEADS, 8)[:, buckets][None])
+
+
+def test_relative_positions_are_gated_by_each_query() -> None:
+    """ONNX Runtime has no kernel for the CPU."""
+    bias, relative, weight, shift = numbers(D), numbers(1, HEADS, T, T), numbers(D // HEADS, 6), numbers(6)
+    scale = numbers(1, HEADS, 1, 1)
+    constants = {"b": bias, "r": relative, "w": weight, "s": shift, "e": scale}
+    proto, inputs = fused("GatedRelativePositionBias", {"q": X}, constants, num_heads=HEADS)
+    queries = (X + bias).reshape(N, T, HEADS, -1).transpose(0, 2, 1, 3)
+    halves = (queries @ weight + shift).reshape(N, HEADS, T, 2, 3).sum(-1)
+    update, reset = np.split(1 / (1 + np.exp(-halves)), 2, -1)
+    expected = (update * (reset * scale - 1) + 2) * relative
+    np.testing.assert_allclose(found(proto, inputs)[0].numpy(), expected, rtol=1e-5)
 
 
 def group_norm(x: np.ndarray, groups: int, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -100,10 +100,16 @@ class OneSequence(nn.Module):
         return self.head(self.rnn(x[:, None])[0])[:, 0]
 
 
-def test_a_sequence_is_not_taken_for_a_batch(tmp_path: Path) -> None:
+class OneResult(OneSequence):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x[:, None])[0][-1])
+
+
+@pytest.mark.parametrize("kind", [OneSequence, OneResult])
+def test_a_sequence_is_not_taken_for_a_batch(kind: type[nn.Module], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     torch.onnx.export(
-        OneSequence().eval(), (torch.randn(5, 6),), path, dynamo=False, opset_version=14, input_names=["x"],
+        kind().eval(), (torch.randn(5, 6),), path, dynamo=False, opset_version=14, input_names=["x"],
         dynamic_axes={"x": {0: "time"}},
     )  # fmt: skip
     with pytest.raises(UnsupportedModel, match="is no batch: what is computed for one sample depends on the others"):

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 from tests.compression.formats.onnx.one_node import assert_same, model
 from worker.compression import load
-from worker.compression.errors import UnsupportedModel
+from worker.compression.formats.onnx import InputsToFix
 from worker.compression.targets import keep_widths, widths_before
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -77,10 +77,26 @@ def test_a_layer_computes_what_onnx_runtime_does(case: tuple[onnx.ModelProto, di
     assert_same(*case, tolerance=1e-4)
 
 
-def test_a_layer_without_a_torch_counterpart_needs_a_fixed_length(tmp_path: Path) -> None:
+def test_a_layer_without_a_torch_counterpart_asks_for_a_length(tmp_path: Path) -> None:
     path = save(tmp_path, "LSTM", "forward", length="steps", clip=1.0)
-    with pytest.raises(UnsupportedModel, match=r"operator LSTM is computed .* number of steps is not fixed"):
+    with pytest.raises(InputsToFix, match=r"steps .*number of steps is not fixed"):
         load(path)
+    assert load(path, {"steps": 7}).program.inputs[0].shape[1] == 7
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("kind", sorted(GATES))
+def test_a_free_length_stays_free(kind: str, direction: str, tmp_path: Path) -> None:
+    attributes = {"linear_before_reset": 1} if kind == "GRU" else {}
+    network = load(save(tmp_path, kind, direction, length="steps", **attributes))
+    network.save(tmp_path / "written.onnx")
+    written = onnxruntime.InferenceSession(tmp_path / "written.onnx")
+    assert written.get_inputs()[0].shape == ["n", "steps", I]
+    for steps in (1, 7, 40):
+        x = torch.randn(2, steps, I)
+        (scores,) = written.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(network(x), torch.as_tensor(scores), rtol=1e-4, atol=1e-5)
+    assert kind in {node.op_type for node in onnx.load(tmp_path / "written.onnx").graph.node}
 
 
 @pytest.mark.parametrize("wanted", ["", "y_c"], ids=["the last state is not taken", "all sequences are whole"])

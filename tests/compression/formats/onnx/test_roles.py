@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.compression.conftest import Task
 from worker.compression import Network, Target, Training, UnsupportedModel, compress, load
 from worker.compression.graph.tracing import bind, operator_name
-from worker.compression.tasks import final_activation
+from worker.compression.tasks import final_activation, logits_module
 
 RNG = np.random.default_rng(0)
 
@@ -179,6 +180,60 @@ def test_a_final_activation_is_recognised(tmp_path: Path, operator: str, opset: 
     assert final_activation(network(tmp_path, nodes, opset=opset, A=weight(6, 8)).program)[0] == expected
 
 
+SOFTMAX = node("Softmax", ["a"], "s", axis=-1)
+UNSQUEEZE = node("Unsqueeze", ["a", "axes"], "u")
+AS_IMAGE = [UNSQUEEZE, node("Softmax", ["u"], "s", axis=1)]
+ENDS = {
+    "a cast to its own type": [SOFTMAX, node("Cast", ["s"], "y", to=TensorProto.FLOAT)],
+    "a cast after half precision": [node("Cast", ["a"], "h", to=TensorProto.FLOAT16),
+                                    node("Softmax", ["h"], "s"), node("Cast", ["s"], "y", to=TensorProto.FLOAT)],
+    "a reshape": [SOFTMAX, node("Reshape", ["s", "rows"], "y")],
+    "a flatten": [*AS_IMAGE, node("Flatten", ["s"], "y")],
+    "a squeeze": [*AS_IMAGE, node("Squeeze", ["s", "axes"], "y")],
+    "a clip": [SOFTMAX, node("Clip", ["s", "low", "high"], "y")],
+    "exp by its sum": [node("Exp", ["a"], "e"), node("ReduceSum", ["e", "last"], "t", keepdims=1),
+                       node("Div", ["e", "t"], "y")],
+    "exp by its sum, less the largest": [node("ReduceMax", ["a"], "m", axes=[-1], keepdims=1),
+                                         node("Sub", ["a", "m"], "d"), node("Exp", ["d"], "e"),
+                                         node("ReduceSum", ["e", "last"], "t", keepdims=1),
+                                         node("Div", ["e", "t"], "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_softmax_at_the_end_is_recognised_behind_or_in_other_operators(end: str, tmp_path: Path) -> None:
+    constants = {"axes": np.array([2, 3]), "rows": np.array([-1, 8]), "last": np.array([-1])}
+    limits = {"low": np.float32(0), "high": np.float32(1)}
+    nodes = [node("MatMul", ["x", "A"], "a"), *ENDS[end]]
+    found = network(tmp_path, nodes, A=weight(6, 8), **constants, **limits)
+    assert final_activation(found.program) == ("softmax", 1)
+    x = torch.randn(5, 6)
+    logits = logits_module(found.program, training=False)(x)
+    assert logits.min() < 0
+    torch.testing.assert_close(logits.softmax(1), found(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_softmax_of_an_older_opset_keeps_its_axis_of_classes(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "A"], "a"), node("Unsqueeze", ["a"], "u", axes=[2, 3]), node("Softmax", ["u"], "y")]
+    assert final_activation(network(tmp_path, nodes, opset=11, A=weight(6, 8)).program) == ("softmax", 1)
+
+
+def test_a_softmax_over_all_pixels_is_not_one_over_classes(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "A"], "a"), node("Softmax", ["a"], "y", axis=1)]
+    found = network(tmp_path, nodes, ("n", 6, 3, 3), opset=11, A=weight(8, 6, 1, 1))
+    assert final_activation(found.program)[0] == "none"
+
+
+def test_a_sigmoid_that_is_spelled_out_is_recognised(tmp_path: Path) -> None:
+    spelled = [node("Neg", ["a"], "b"), node("Exp", ["b"], "e"), node("Add", ["e", "one"], "d")]
+    for last in (node("Reciprocal", ["d"], "y"), node("Div", ["one", "d"], "y")):
+        nodes = [node("MatMul", ["x", "A"], "a"), *spelled, last]
+        found = network(tmp_path, nodes, A=weight(6, 8), one=np.float32(1))
+        assert final_activation(found.program)[0] == "sigmoid"
+        x = torch.randn(5, 6)
+        torch.testing.assert_close(logits_module(found.program, training=False)(x).sigmoid(), found(x))
+
+
 class WithBatchNorm(nn.Sequential):
     def __init__(self) -> None:
         layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
@@ -230,6 +285,66 @@ def test_a_fixed_batch_in_reshapes_is_freed(tmp_path: Path) -> None:
     assert found.program.origin.static_batch == 1
     x = torch.randn(5, 6)
     torch.testing.assert_close(found(x), torch.cat([found(row[None]) for row in x]))
+
+
+HEADS, STEPS = 2, 5
+TORCH_ATTENTION = [
+    node("Transpose", ["x"], "t", perm=[1, 0, 2]),  # [T, N, D]
+    *[node("MatMul", ["t", name], f"{name}1") for name in "qkv"],
+    *[node("Reshape", [f"{name}1", "heads"], f"{name}2") for name in "qkv"],  # [T, N · H, D / H]
+    *[node("Transpose", [f"{name}2"], f"{name}3", perm=[1, 2, 0] if name == "k" else [1, 0, 2]) for name in "qkv"],
+    node("MatMul", ["q3", "k3"], "scores"),
+    node("Softmax", ["scores"], "shares"),
+    node("MatMul", ["shares", "v3"], "seen"),
+    node("Transpose", ["seen"], "back", perm=[1, 0, 2]),
+    node("Reshape", ["back", "rows"], "flat"),  # [T · N, D]
+    node("Gemm", ["flat", "A"], "a"),
+    node("Reshape", ["a", "apart"], "b"),
+    node("Transpose", ["b"], "y", perm=[1, 0, 2]),
+]
+BOTH_WAYS = [
+    node("Transpose", ["x"], "t", perm=[1, 0, 2]),
+    node("LSTM", ["t", "w", "r"], "a", direction="bidirectional", hidden_size=4),
+    node("Transpose", ["a"], "b", perm=[0, 2, 1, 3]),
+    node("Reshape", ["b", "joined"], "c"),
+    node("Transpose", ["c"], "h", perm=[1, 0, 2]),
+    HEAD,
+]
+FIXED: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, Any]]] = {
+    "heads beside the batch": (
+        TORCH_ATTENTION, (1, STEPS, 6),
+        {name: weight(6, 6) for name in "qkvA"} | {"heads": np.array([STEPS, HEADS, 3]), "rows": np.array([STEPS, 6]),
+                                                   "apart": np.array([STEPS, 1, 6])},
+    ),
+    "both directions of a layer": (
+        BOTH_WAYS, (1, STEPS, 6),
+        {"w": weight(2, 16, 6), "r": weight(2, 16, 4), "B": weight(8, 3), "joined": np.array([STEPS, 1, 8])},
+    ),
+    "a class token": (
+        [node("Concat", ["token", "x"], "h", axis=1), node("MatMul", ["h", "A"], "y")], (1, STEPS, 6),
+        {"token": weight(1, 1, 6), "A": weight(6, 8)},
+    ),
+    "sizes of a picture": (
+        [node("Conv", ["x", "A"], "a"), node("Resize", ["a", "", "", "sizes"], "y", mode="linear")], (1, 6, 3, 3),
+        {"A": weight(8, 6, 1, 1), "sizes": np.array([1, 8, 5, 6])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_a_fixed_batch_is_freed_where_it_is_carried(case: str, tmp_path: Path) -> None:
+    nodes, shape, constants = FIXED[case]
+    found = network(tmp_path, nodes, shape, **constants)
+    x = torch.randn(4, *shape[1:])
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    expected = [torch.as_tensor(session.run(None, {"x": row[None].numpy()})[0]) for row in x]
+    torch.testing.assert_close(found(x), torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_first_axis_that_is_fixed_while_others_are_free_is_said_with_the_shapes(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"has to be the batch.*x \[5, 'n', 6\]") as caught:
+        network(tmp_path, [node("ReduceMean", ["x"], "h", axes=[0]), HEAD], (5, "n", 6), B=weight(6, 3))
+    assert "make it the first one" in caught.value.hint
 
 
 @pytest.mark.parametrize(

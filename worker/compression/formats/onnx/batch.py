@@ -1,67 +1,191 @@
 """Freeing the batch axis of a file that was exported with a fixed batch size (1 is frequent).
 
-Such a file carries the batch size in its constants: `Reshape` to `[1, 256]`, `Expand` to `[1, 1, 768]`. They are
-rewritten by the rules below, which are guesses; that the result is right is shown by running the original in ONNX
-Runtime, batch by batch, and the rewritten one on all of them at once (`agrees`).
+Such a file carries the batch size in its constants: `Reshape` to `[1, 256]`, `Expand` to `[1, 1, 768]`, a class token
+`[1, 1, 768]`. They are rewritten by the rules below, which are guesses; that the result is right is shown by running
+the original in ONNX Runtime, batch by batch, and the rewritten one on all of them at once (`agrees`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from worker.compression.errors import UnsupportedModel
 from worker.compression.formats.archive import Archive
-from worker.compression.formats.onnx.graph import Graph, Known, Node
+from worker.compression.formats.exporting import quiet
+from worker.compression.formats.onnx.fixing import FIXING_OPSET
+from worker.compression.formats.onnx.graph import Graph, Known, Node, Port, Value
+from worker.compression.formats.onnx.running import Runner
 from worker.compression.formats.verification import feed, open_session, relative_error
 
 TOLERANCE = 1e-3
 """Of the output's scale."""
+TIMES = 7
+"""A number that rarely is a size of something else."""
 
 
-def free_batch(graph: Graph, batch: int) -> None:
-    """Rewrite what carries the batch size, in place."""
-    moving = {port.name for port in graph.inputs}
-    for node in graph.nodes:
-        depends = any(name in moving for name in node.inputs)
-        if depends:
-            moving.update(name for name in node.outputs if name)
-        if node.domain or len(node.inputs) < 2:
-            continue
-        if node.operator == "Reshape" and depends:
-            _rewrite(graph, node, _reshaped, batch)
-        elif node.operator == "Expand" and depends:
-            _rewrite(graph, node, _expanded, batch)
+def free_batch(graph: Graph, batch: int, samples: Sequence[torch.Tensor]) -> None:
+    """Rewrite what carries the batch size, in place. `samples`: inputs of the file's batch size."""
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _Freeing(graph, batch, samples).run()
 
 
-def _reshaped(sizes: list[int], batch: int) -> list[int]:
-    if sizes and -1 not in sizes:
-        return [-1, *sizes[1:]]
-    if len(sizes) > 1 and sizes[0] == batch:
-        return [0, *sizes[1:]]
-    return sizes
+class _Freeing:
+    """Runs the graph on sizes alone, as it is and, rewritten, on `TIMES` as many samples: where the batch lies in each
+    value is seen by comparing the two."""
 
+    def __init__(self, graph: Graph, batch: int, samples: Sequence[torch.Tensor]) -> None:
+        self.graph, self.batch = graph, batch
+        self.runner = Runner(lambda value: torch.empty(value.shape, dtype=value.dtype))
+        self.before: dict[str, Value] = dict(graph.constants)
+        self.after: dict[str, Value] = dict(graph.constants)
+        for port, x in zip(graph.inputs, samples, strict=True):
+            self.before[port.name] = torch.empty(x.shape, dtype=x.dtype)
+            self.after[port.name] = torch.empty([TIMES * x.shape[0], *x.shape[1:]], dtype=x.dtype)
+        self.outer: dict[str, int] = {}
+        """Value → how many entries of its axis lie around each batch: T where the axis is T · N."""
+        self.is_whole = all(isinstance(n, int) for port in graph.inputs for n in port.shape or ())
 
-def _expanded(sizes: list[int], batch: int) -> list[int]:
-    return [1, *sizes[1:]] if sizes and sizes[0] == batch else sizes
+    def run(self) -> None:
+        nodes, self.graph.nodes = self.graph.nodes, []
+        for i, node in enumerate(nodes):
+            new = [node]
+            try:
+                self.runner.node(node, self.before)
+                new = self.freed(node)
+                for each in new:
+                    self.runner.node(each, self.after)
+            except UnsupportedModel:  # it is said when the whole network is tried
+                self.graph.nodes += [*new, *nodes[i + 1 :]]
+                return
+            self.graph.nodes += new
+            self.keep_outer(node)
 
+    def freed(self, node: Node) -> list[Node]:
+        """What does the same for any batch, as far as the rules go."""
+        axis = self.axis(node.inputs[0]) if node.inputs else None
+        if node.domain:
+            return [node]
+        if node.operator == "Concat":
+            return [*self.repeated(node), node]
+        if axis is not None and node.operator == "Reshape":
+            self.rewrite(node, 1, self.reshaped(node, axis))
+        elif axis is not None and node.operator == "Expand":
+            sizes = self.constant(node, 1)
+            at = axis + len(sizes or ()) - len(self.shape(node.inputs[0]))
+            self.rewrite(node, 1, sizes and [1 if i == at else n for i, n in enumerate(sizes)])
+        elif axis is not None and node.operator == "Resize":
+            self.resized(node, axis)
+        return [node]
 
-def _rewrite(graph: Graph, node: Node, rule: Callable[[list[int], int], list[int]], batch: int) -> None:
-    shape = graph.constants.get(node.inputs[1])
-    if shape is None or shape.numbers.ndim != 1:
-        return
-    sizes = [int(n) for n in shape.numbers.tolist()]
-    changed = rule(sizes, batch)
-    if changed != sizes and not (node.attributes.get("allowzero") and 0 in sizes):
+    def shape(self, name: str) -> list[int]:
+        value = self.before.get(name)
+        return [int(n) for n in value.shape] if isinstance(value, torch.Tensor) else []
+
+    def axis(self, name: str) -> int | None:
+        """The one that is larger for more samples."""
+        before, after = self.before.get(name), self.after.get(name)
+        if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor) or before.ndim != after.ndim:
+            return None
+        grown = [i for i, (n, m) in enumerate(zip(before.shape, after.shape, strict=True)) if n != m]
+        return grown[0] if len(grown) == 1 else None
+
+    def keep_outer(self, node: Node) -> None:
+        sources = [name for name in node.inputs if self.axis(name) is not None]
+        for name in node.outputs:
+            axis = self.axis(name)
+            if axis is None or name in self.outer or not sources:
+                continue
+            source = self.axis(sources[0])
+            assert source is not None
+            same = self.shape(sources[0])[source] == self.shape(name)[axis]
+            self.outer[name] = self.outer.get(sources[0], 1) if same else 1
+
+    def constant(self, node: Node, i: int) -> list[int] | None:
+        found = self.graph.constants.get(node.inputs[i]) if i < len(node.inputs) else None
+        return [int(n) for n in found.numbers.tolist()] if found is not None and found.numbers.ndim == 1 else None
+
+    def rewrite(self, node: Node, i: int, sizes: list[int] | None) -> None:
+        if sizes is None or sizes == self.constant(node, i):
+            return
         node.attributes.pop("allowzero", None)
-        name = f"{node.inputs[1]}_of_{node.outputs[0]}"
-        graph.constants[name] = Known(np.array(changed, np.int64), torch.int64, name)
-        node.inputs = [node.inputs[0], name, *node.inputs[2:]]
+        node.inputs = [
+            *node.inputs[:i],
+            self.known(f"{node.inputs[i]}_of_{node.outputs[0]}", sizes),
+            *node.inputs[i + 1 :],
+        ]
+
+    def known(self, name: str, numbers: list[int]) -> str:
+        value = Known(np.array(numbers, np.int64), torch.int64, name)
+        self.graph.constants[name] = self.before[name] = self.after[name] = value
+        return name
+
+    def reshaped(self, node: Node, axis: int) -> list[int] | None:
+        """-1 where the batch goes: elements stay in their order, so it is where as many lie around it as before. Where
+        two axes could take it, none of features does, if there is another one, and one of its own size does first."""
+        sizes, before, after = self.constant(node, 1), self.shape(node.inputs[0]), self.shape(node.outputs[0])
+        if sizes is None or (node.attributes.get("allowzero") and 0 in sizes):
+            return None
+        around = math.prod(before[:axis]) * self.outer.get(node.inputs[0], 1)
+        ahead = [math.prod(after[:i]) for i in range(len(after) + 1)]
+        fits = [
+            i
+            for i in range(len(after))
+            if ahead[i]
+            and around % ahead[i] == 0
+            and around * self.batch <= ahead[i + 1]
+            and after[i] % self.batch == 0
+        ]
+        fits = [i for i in fits if i < len(after) - 1] or fits
+        if not fits:
+            return None
+        at = min(fits, key=lambda i: (ahead[i] != around or after[i] != self.batch, ahead[i] != around))
+        self.outer[node.outputs[0]] = around // ahead[at]
+        if -1 not in sizes or sizes[at] == -1:
+            return [-1 if i == at else n for i, n in enumerate(sizes)]
+        if at == axis and before[at] == after[at]:
+            return [0 if i == at else n for i, n in enumerate(sizes)]
+        return [-1 if i == at else n for i, n in enumerate(after)] if self.is_whole else None
+
+    def resized(self, node: Node, axis: int) -> None:
+        """Only the other axes."""
+        sizes = self.constant(node, 3)
+        stretched = node.attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch"
+        if not sizes or not stretched or node.attributes.get("axes") or self.constant(node, 1):
+            return
+        node.attributes["axes"] = [i for i in range(len(sizes)) if i != axis]
+        self.rewrite(node, 3, [n for i, n in enumerate(sizes) if i != axis])
+
+    def repeated(self, node: Node) -> list[Node]:
+        """What is the same for every sample (a class token) is repeated before it is joined with what is not."""
+        along = node.attributes.get("axis", 1)
+        whole = next((name for name in node.inputs if self.axis(name) is not None), None)
+        axis = None if whole is None else self.axis(whole)
+        if whole is None or axis is None or axis == along % len(self.shape(whole)):
+            return []
+        new: list[Node] = []
+        for i, name in enumerate(node.inputs):
+            shape = self.shape(name) or list(getattr(self.before[name], "shape", ()))
+            if self.axis(name) is not None or len(shape) <= axis or shape[axis] != 1 or self.shape(whole)[axis] != 1:
+                continue
+            label = f"{name}_for_{node.outputs[0]}_{i}"
+            ones, one = self.known(f"{label}_ones", [1] * axis), self.known(f"{label}_axis", [axis])
+            rest = self.known(f"{label}_rest", [1] * (len(shape) - axis - 1))
+            new += [
+                Node("Shape", [whole], [f"{label}_sizes"], {}, FIXING_OPSET),
+                Node("Gather", [f"{label}_sizes", one], [f"{label}_batch"], {"axis": 0}, FIXING_OPSET),
+                Node("Concat", [ones, f"{label}_batch", rest], [f"{label}_shape"], {"axis": 0}, FIXING_OPSET),
+                Node("Expand", [name, f"{label}_shape"], [label], {}, FIXING_OPSET),
+            ]
+            node.inputs = [label if j == i else n for j, n in enumerate(node.inputs)]
+        return new
 
 
 def agrees(
@@ -99,11 +223,22 @@ def agrees(
     return worst
 
 
-def not_free(batch: int, reason: str) -> UnsupportedModel:
+def not_free(ports: Sequence[Port], reason: str) -> UnsupportedModel:
+    """`ports`: the file's inputs, whose first axis is fixed."""
+    hint = (
+        "Export the network with a free batch axis: torch.onnx.export(…, dynamic_shapes=({0: "
+        'torch.export.Dim("batch")},)), or dynamic_axes={"input": {0: "batch"}} with dynamo=False.'
+    )
+    shapes = [list(port.shape or ()) for port in ports]
+    if any(not isinstance(n, int) for shape in shapes for n in shape[1:]):
+        inputs = ", ".join(f"{port.name} {shape}" for port, shape in zip(ports, shapes, strict=True))
+        return UnsupportedModel(
+            "The first axis of the inputs has to be the batch. In the file it is fixed, while others are free "
+            f"({inputs}), and it could not be made free: {reason}.",
+            hint=f"If the batch is another axis, make it the first one. {hint}",
+        )
     return UnsupportedModel(
-        f"The batch size is fixed to {batch} in the file, and could not be made free: {reason}.",
-        hint="Export the network with a free batch axis: torch.onnx.export(…, dynamic_shapes=({0: "
-        'torch.export.Dim("batch")},)), or dynamic_axes={"input": {0: "batch"}} with dynamo=False.',
+        f"The batch size is fixed to {shapes[0][0]} in the file, and could not be made free: {reason}.", hint=hint
     )
 
 

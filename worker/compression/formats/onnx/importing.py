@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import keyword
@@ -37,6 +38,7 @@ from worker.compression.formats.onnx.trying import refuse_unknown, try_behind
 from worker.compression.formats.onnx.unpacking import unpack_weights
 from worker.compression.formats.program import Metadata, Origin, Program, TensorSpec
 from worker.compression.formats.pt2_writer import model_json
+from worker.compression.formats.recurrent import free_steps, steps_over_the_batch
 from worker.compression.formats.verification import random_tensor
 from worker.compression.formats.weights import check_values
 
@@ -87,13 +89,14 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
         origin = replace(origin, static_batch=static, whole=whole, weights=_stored_as(graph, weights, widened))
-        if static is not None:
-            if behind:
-                raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")
-            batches.free_batch(graph, static)
+        summary = describe(graph, weights)
         count = sum(1 for _ in graph.all_nodes())
         if count > limits.MAX_NODES:
             raise UnsupportedModel(f"The network has {count} operators; {limits.MAX_NODES} can be read.")
+        if static is not None:
+            if behind:
+                raise not_possible(behind, f"not in a file with a batch size that is fixed to {static}")
+            batches.free_batch(graph, static, _sized(graph.inputs, FREE_SIZES[0], static))
         module = Imported(graph, weights).eval()
         source.model.Clear()
     examples = _examples(module, graph.inputs, static, random=bool(kept))
@@ -103,14 +106,18 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
             check_samples(kept, module, graph.inputs, examples)
     if static is not None:
         _check_freed(path, module, graph.inputs, constants, static, [None if n in unzipped else n for n in outputs])
-    exported = _export(module, graph.inputs, examples, static)
+    exported, problem = _export(module, graph.inputs, examples, static)
     limits.check_time()
     model = schema.model_file(json.loads(model_json(exported)))
     program = pt2.build(
         model, lambda: exported.state_dict, lambda: exported.constants, {f"torch.ops.{OPERATOR}": OPERATOR}
     )
+    lost = _lost_axes(program, graph.inputs)
+    asked = [name for name in lost if _runs_at_other_sizes(module, graph.inputs, examples, name)]
+    if asked:
+        raise InputsToFix(f"The free axes {', '.join(asked)} have to get a size: {_reason(problem)}", summary)
     titles = {found.title for node in program.module.graph.nodes if (found := kept_in(node)) is not None}
-    origin = replace(origin, kept=tuple(sorted(titles)))
+    origin = replace(origin, kept=tuple(sorted(titles)), fixed_axes=lost)
     named = _named(program, graph, outputs, origin)
     try_behind(named, examples)
     return named
@@ -208,12 +215,16 @@ def _check_freed(
         with torch.no_grad():
             error = batches.agrees(path, module, samples, fixed, static, outputs)
     except CompressionError as problem:
-        raise batches.not_free(static, problem.message.rstrip(".")) from problem
+        raise batches.not_free(ports, problem.message.rstrip(".")) from problem
     except Exception as problem:
-        raise batches.not_free(static, str(problem).split("\n")[0][:200]) from problem
+        raise batches.not_free(ports, str(problem).split("\n")[0][:200]) from problem
+    if error == float("inf"):
+        raise batches.not_free(
+            ports, "with more samples at once, the results have other shapes than the file's own, or are not finite"
+        )
     if not error <= batches.TOLERANCE:
         raise batches.not_free(
-            static, f"with more samples at once, the results differ by {error:.2g} of their scale from the file's own"
+            ports, f"with more samples at once, the results differ by {error:.2g} of their scale from the file's own"
         )
 
 
@@ -223,8 +234,7 @@ def _check_freed(
 def _examples(module: Imported, ports: Sequence[Port], static: int | None, random: bool) -> tuple[torch.Tensor, ...]:
     """Inputs with which the network runs. Running it once also makes its buffers."""
     problem: CompressionError | None = None
-    free = any(not isinstance(n, int) for p in ports for n in (p.shape or ())[1:])
-    for size in FREE_SIZES if free else FREE_SIZES[:1]:
+    for size in FREE_SIZES if _has_free_axes(ports) else FREE_SIZES[:1]:
         examples = _sized(ports, size, EXAMPLE_BATCH * (static or 1), random)
         try:
             with torch.no_grad():
@@ -234,8 +244,13 @@ def _examples(module: Imported, ports: Sequence[Port], static: int | None, rando
             problem = problem or error
     assert problem is not None
     if static is not None:
-        raise batches.not_free(static, problem.message.rstrip(".")) from problem
+        raise batches.not_free(ports, problem.message.rstrip(".")) from problem
     raise problem
+
+
+def _has_free_axes(ports: Sequence[Port]) -> bool:
+    """Besides the batch."""
+    return any(not isinstance(n, int) for p in ports for n in (p.shape or ())[1:])
 
 
 def _sized(ports: Sequence[Port], size: int, batch: int, random: bool = False) -> tuple[torch.Tensor, ...]:
@@ -251,46 +266,97 @@ def _sized(ports: Sequence[Port], size: int, batch: int, random: bool = False) -
 
 def _export(
     module: Imported, ports: Sequence[Port], examples: tuple[torch.Tensor, ...], static: int | None
-) -> ExportedProgram:
-    """The trace, with the batch and whatever else the file leaves free as free axes."""
+) -> tuple[ExportedProgram, Exception | None]:
+    """The trace, with the batch and whatever else the file leaves free as free axes; with fewer free axes, there is
+    the problem that more of them had."""
     problem: Exception | None = None
-    for exact in (True, False):
+    for axis in (_named_axis, _automatic_axis, _fixed_axis) if _has_free_axes(ports) else (_fixed_axis,):
         batch = Dim("batch", min=1)
-        others: dict[str, Any] = {}
-
-        def axis(name: str | int | None, exact: bool = exact, others: dict[str, Any] = others) -> Any:
-            if isinstance(name, int):
-                return None
-            identifier = re.sub(r"\W", "_", name or "")
-            if not exact or not identifier.isidentifier() or identifier == "batch":
-                return Dim.AUTO
-            return others.setdefault(identifier, Dim(f"axis_{identifier}"))
-
         shapes = tuple({0: batch} | {i: axis(n) for i, n in enumerate(p.shape or ()) if i} for p in ports)
         try:
-            with quiet(), torch.no_grad():
-                return torch.export.export(module, examples, dynamic_shapes=(shapes,), strict=False)
-        except CompressionError:
-            raise
+            with quiet(), free_steps(), torch.no_grad():
+                exported = torch.export.export(module, examples, dynamic_shapes=(shapes,), strict=False)
         except Exception as error:
-            problem = error
-    cause = problem
-    while cause is not None and not isinstance(cause, CompressionError):
-        cause = cause.__cause__  # type: ignore[assignment]
+            problem = problem if isinstance(_cause(problem), CompressionError) else error
+            continue
+        if steps_over_the_batch(exported):
+            raise _no_batch()
+        return exported, problem
+    assert problem is not None
+    cause = _cause(problem)
     if isinstance(cause, CompressionError):
         raise cause
     text = str(problem).strip()[:300]
     if static is not None:
-        raise batches.not_free(static, text)
+        raise batches.not_free(ports, text)
     if _order_counts(module, examples):
-        raise UnsupportedModel(
-            "The first axis of its inputs is no batch: what is computed for one sample depends on the others.",
-            hint="Export the network so that it takes several sequences at once: [batch, time, …].",
-        )
+        raise _no_batch()
     raise UnsupportedModel(
         f"The network cannot be traced with a free batch axis: {text}",
         hint="Sizes that depend on the data, or a batch size written into the graph, stand in the way.",
     )
+
+
+def _no_batch() -> UnsupportedModel:
+    return UnsupportedModel(
+        "The first axis of its inputs is no batch: what is computed for one sample depends on the others.",
+        hint="Export the network so that it takes several sequences at once: [batch, time, …].",
+    )
+
+
+def _named_axis(name: str | int | None) -> Any:
+    identifier = re.sub(r"\W", "_", str(name or ""))
+    if isinstance(name, int) or not identifier.isidentifier() or identifier == "batch":
+        return _automatic_axis(name)
+    return Dim(f"axis_{identifier}")
+
+
+def _automatic_axis(name: str | int | None) -> Any:
+    return None if isinstance(name, int) else Dim.AUTO
+
+
+def _fixed_axis(name: str | int | None) -> None:
+    return None
+
+
+def _cause(problem: BaseException | None) -> BaseException | None:
+    """Our own error behind one of torch's."""
+    while problem is not None and not isinstance(problem, CompressionError):
+        problem = problem.__cause__
+    return problem
+
+
+def _reason(problem: Exception | None) -> str:
+    cause = _cause(problem)
+    return cause.message if isinstance(cause, CompressionError) else "tracing fixes them to one."
+
+
+def _lost_axes(program: Program, ports: Sequence[Port]) -> dict[str, int]:
+    """Free axes of the file that have one size in the trace."""
+    return {
+        name: size
+        for spec, port in zip(program.inputs, ports, strict=True)
+        for size, name in zip(spec.shape, port.shape or (), strict=True)
+        if isinstance(size, int) and isinstance(name, str)
+    }
+
+
+def _runs_at_other_sizes(
+    module: Imported, ports: Sequence[Port], examples: tuple[torch.Tensor, ...], name: str
+) -> bool:
+    """Whether a free axis is fixed by the trace alone, not by the network."""
+    sizes = {
+        n: old for p, x in zip(ports, examples, strict=True) for n, old in zip(p.shape or (), x.shape, strict=True)
+    }
+    for other in (sizes[name] // 2, sizes[name] * 2):
+        with contextlib.suppress(CompressionError), torch.no_grad():
+            module(*(_resized(x, port, name, other) for port, x in zip(ports, examples, strict=True)))
+            return other > 1  # an axis of one is stretched to any size
+    return False
+
+
+def _resized(x: torch.Tensor, port: Port, name: str, size: int) -> torch.Tensor:
+    return x.new_zeros([size if n == name else old for n, old in zip(port.shape or (), x.shape, strict=True)])
 
 
 def _order_counts(module: Imported, examples: tuple[torch.Tensor, ...]) -> bool:

@@ -243,7 +243,7 @@ def cast_like(call: Call, x: Any, target: Any) -> Any:
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @operator("Clip")

@@ -3,6 +3,7 @@ values is taken in where it is a tensor like any other, and refused where its le
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -158,3 +159,37 @@ def rotary(call: Call, x: Tensor, at: Tensor, cos: Tensor, sin: Tensor) -> Tenso
         at = (at + torch.arange(x.shape[2])).unsqueeze(0)
     y = rotated(x, _at(cos, at, None), _at(sin, at, None), size, bool(call.attribute("interleaved", 0)))
     return joined(y) if flat else y
+
+
+# --------------------------------------------------------------------------------------------------- relative positions
+
+
+@operator("RelativePositionBias", domain=MICROSOFT, known=(1, 2), weights={0: "weight"})
+def relative_position_bias(call: Call, table: Tensor, queries: Any, keys: Any) -> Tensor:
+    """T5's: near distances have a bucket each, far ones share them by their logarithm. `[1, H, T, S]`; the table's
+    numbers lie as `[H, buckets]`, whatever its shape says (ONNX Runtime's fusion writes them so)."""
+    count, heads = table.shape
+    ahead = positions(*(n[0] if isinstance(n, list) else n for n in (queries, keys)))
+    both = bool(call.attribute("is_bidirectional", 0))
+    each = count // 2 if both else count
+    distance = ahead.abs() if both else (-ahead).clamp(min=0)
+    near = each // 2
+    share = torch.log(distance.clamp(min=1) / near) / math.log(call.required("max_distance") / near)
+    bucket = torch.where(distance < near, distance, (near + (share * (each - near)).long()).clamp(max=each - 1))
+    if both:
+        bucket = bucket + (ahead > 0) * each
+    return table.reshape(heads, count)[:, bucket].unsqueeze(0)
+
+
+@operator("GatedRelativePositionBias", domain=MICROSOFT, weights={1: "bias", 3: "weight", 4: "bias", 5: "scale"})
+def gated_relative_position_bias(
+    call: Call, q: Tensor, bias: Tensor, relative: Tensor, weight: Tensor, shift: Tensor, scale: Tensor,
+    offsets: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """WavLM's: `relative [1, H, T, T]`, times what two gates make of each query."""
+    if offsets is not None:
+        raise call.error("has sequences packed one after another")
+    queries = split_heads(q + bias, call.required("num_heads"))
+    gates = torch.sigmoid((torch.matmul(queries, weight) + shift).unflatten(-1, (2, -1)).sum(-1))
+    update, reset = gates.chunk(2, -1)
+    return (update * (reset * scale - 1.0) + 2.0) * relative

@@ -219,6 +219,11 @@ def bias_dropout(
     return (y, torch.ones_like(y, dtype=torch.bool)) if call.wants(1) else (y,)
 
 
+@operator("Inverse", domain=MICROSOFT)
+def inverse(call: Call, x: Tensor) -> Tensor:
+    return torch.linalg.inv_ex(x).inverse  # inv fails at zeros, with which networks are tried
+
+
 @operator("CDist", domain=MICROSOFT, weights={EVERY: "weight"})
 def distances(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Of every row to every row."""

@@ -13,7 +13,7 @@ from worker.compression.formats.onnx.graph import Known, Value
 from worker.compression.formats.onnx.operators.common import axes as absolute
 from worker.compression.formats.onnx.operators.common import axis as absolute_axis
 from worker.compression.formats.onnx.operators.common import product, split_count
-from worker.compression.formats.onnx.table import EVERY, Call, known, operator
+from worker.compression.formats.onnx.table import EVERY, MICROSOFT, Call, known, operator
 
 
 @operator("Shape")
@@ -99,6 +99,17 @@ def _unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     for i in sorted(absolute(axes, x.ndim + len(axes))):
         x = x.unsqueeze(i)
     return x
+
+
+@operator("ExpandDims", domain=MICROSOFT, known=(1,))
+def expand_dims(call: Call, x: Tensor, at: int) -> Tensor:
+    return x.unsqueeze(at)
+
+
+@operator("UnfoldTensor", domain=MICROSOFT)
+def unfold(call: Call, x: Tensor) -> Tensor:
+    """Windows along one axis, which become a new last one."""
+    return x.unfold(call.attribute("dim", -1), call.required("size"), call.attribute("step", 1))
 
 
 @operator("Concat", weights={EVERY: "addend"})
@@ -200,6 +211,7 @@ def pad_attributes(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("Pad", since=11, known=(1, 3), either=(2,))
+@operator("Pad", domain=MICROSOFT, known=(1,), either=(2,))
 def pad(call: Call, x: Tensor, pads: list[Any], value: Any = None, axes: list[int] | None = None) -> Tensor:
     if isinstance(value, Tensor):  # computed: the padding is zero, and the value put where nothing was
         there = _pad(call, torch.ones_like(x, dtype=torch.bool), pads, False, axes)
@@ -265,6 +277,7 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("Trilu", since=14, known=(1,))
+@operator("Trilu", domain=MICROSOFT, known=(1,))
 def trilu(call: Call, x: Tensor, diagonal: Any = None) -> Tensor:
     k = 0 if diagonal is None else diagonal[0] if isinstance(diagonal, list) else diagonal
     k = max(min(k, 2**31 - 1), -(2**31)) if isinstance(k, int) else k

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from worker.compression.formats.onnx.operators.common import product
 from worker.compression.formats.onnx.operators.convolution import pad
-from worker.compression.formats.onnx.table import Call, operator
+from worker.compression.formats.onnx.table import MICROSOFT, Call, operator
 
 MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
 
 
 @operator("GridSample", since=16)
+@operator("GridSample", domain=MICROSOFT)
 def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     mode = call.attribute("mode", "bilinear")
     if mode not in MODES or (MODES[mode] == "bicubic" and x.ndim != 4):

@@ -1,0 +1,65 @@
+"""Operators that torch has no ONNX for, as ONNX: for `torch.onnx.export(custom_translation_table=TRANSLATIONS)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import onnxscript
+import torch
+
+aten = torch.ops.aten
+
+
+def _rnn(activation: str) -> Callable[..., Any]:
+    """`aten.rnn_*` as one ONNX RNN a layer: `W [D, H, in]`, `R [D, H, H]`, `B [D, 2 · H]`."""
+    op: Any = onnxscript.opset18
+
+    def rnn(
+        input: Any, hx: Any, params: Sequence[Any], has_biases: bool, num_layers: int, dropout: float, train: bool,
+        bidirectional: bool, batch_first: bool,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        directions, each = 2 if bidirectional else 1, 4 if has_biases else 2
+        y = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input
+        lasts = []
+        for layer in range(num_layers):
+            first = layer * directions
+            weights = [params[(first + d) * each : (first + d + 1) * each] for d in range(directions)]
+            w, r = (op.Concat(*(op.Unsqueeze(one[i], [0]) for one in weights), axis=0) for i in (0, 1))
+            both = [op.Unsqueeze(op.Concat(*one[2:], axis=0), [0]) for one in weights if has_biases]
+            y, last = op.RNN(
+                y,
+                w,
+                r,
+                op.Concat(*both, axis=0) if has_biases else None,
+                None,
+                op.Slice(hx, [first], [first + directions], [0]),
+                activations=[activation] * directions,
+                direction="bidirectional" if bidirectional else "forward",
+                hidden_size=hx.shape[2],
+            )
+            y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
+            lasts.append(last)
+        return op.Transpose(y, perm=[1, 0, 2]) if batch_first else y, op.Concat(*lasts, axis=0)
+
+    return rnn
+
+
+def _inverse() -> Callable[..., Any]:
+    """ONNX Runtime's; ONNX has none."""
+    parameter, domain = onnx.defs.OpSchema.FormalParameter, "com.microsoft"
+    schema = onnx.defs.OpSchema(
+        "Inverse", domain, 1, inputs=[parameter("X", "T")], outputs=[parameter("Y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+    )  # fmt: skip
+    op = onnxscript.values.Op(onnxscript.values.Opset(domain, 1), "Inverse", schema)
+    size: Any = onnxscript.opset18.Size  # in place of what nobody takes
+    return lambda A, check_errors=False: (op(A), size(A))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    aten.rnn_tanh.input: _rnn("Tanh"),
+    aten.rnn_relu.input: _rnn("Relu"),
+    aten.linalg_inv_ex.default: _inverse(),
+}
