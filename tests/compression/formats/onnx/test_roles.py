@@ -324,6 +324,19 @@ FIXED: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, Any]]] =
         [node("Concat", ["token", "x"], "h", axis=1), node("MatMul", ["h", "A"], "y")], (1, STEPS, 6),
         {"token": weight(1, 1, 6), "A": weight(6, 8)},
     ),
+    "a class token for each of two": (
+        [node("Concat", ["token", "x"], "h", axis=1), node("MatMul", ["h", "A"], "y")], (2, STEPS, 6),
+        {"token": weight(1, 1, 6).repeat(2, 0), "A": weight(6, 8)},
+    ),
+    "learned queries": (
+        [node("Transpose", ["x"], "t", perm=[1, 0, 2]), node("Reshape", ["t", "heads"], "a"),
+         node("Transpose", ["a"], "b", perm=[1, 0, 2]),  # [N · H, T, D / H]
+         node("MatMul", ["queries", "b"], "c"), node("Transpose", ["c"], "d", perm=[1, 0, 2]),
+         node("Reshape", ["d", "apart"], "e"), node("Transpose", ["e"], "h", perm=[1, 0, 2]),
+         node("MatMul", ["h", "A"], "y")], (1, STEPS, 6),
+        {"heads": np.array([STEPS, HEADS, 3]), "queries": weight(HEADS, 4, STEPS), "apart": np.array([4, 1, 6]),
+         "A": weight(6, 8)},
+    ),
     "sizes of a picture": (
         [node("Conv", ["x", "A"], "a"), node("Resize", ["a", "", "", "sizes"], "y", mode="linear")], (1, 6, 3, 3),
         {"A": weight(8, 6, 1, 1), "sizes": np.array([1, 8, 5, 6])},
@@ -337,7 +350,7 @@ def test_a_fixed_batch_is_freed_where_it_is_carried(case: str, tmp_path: Path) -
     found = network(tmp_path, nodes, shape, **constants)
     x = torch.randn(4, *shape[1:])
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    expected = [torch.as_tensor(session.run(None, {"x": row[None].numpy()})[0]) for row in x]
+    expected = [torch.as_tensor(session.run(None, {"x": rows.numpy()})[0]) for rows in x.split(shape[0])]
     torch.testing.assert_close(found(x), torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 

@@ -29,6 +29,7 @@ TOLERANCE = 1e-3
 """Of the output's scale."""
 TIMES = 7
 """A number that rarely is a size of something else."""
+JOINING = ("Concat", "MatMul", "Add", "Sub", "Mul", "Div", "Where")
 
 
 def free_batch(graph: Graph, batch: int, samples: Sequence[torch.Tensor]) -> None:
@@ -73,7 +74,7 @@ class _Freeing:
         axis = self.axis(node.inputs[0]) if node.inputs else None
         if node.domain:
             return [node]
-        if node.operator == "Concat":
+        if node.operator in JOINING:
             return [*self.repeated(node), node]
         if axis is not None and node.operator == "Reshape":
             self.rewrite(node, 1, self.reshaped(node, axis))
@@ -164,25 +165,35 @@ class _Freeing:
         self.rewrite(node, 3, [n for i, n in enumerate(sizes) if i != axis])
 
     def repeated(self, node: Node) -> list[Node]:
-        """What is the same for every sample (a class token) is repeated before it is joined with what is not."""
-        along = node.attributes.get("axis", 1)
+        """What is the same for every sample (a class token, learned queries) is repeated where it meets what is not,
+        and has as many entries as the file's batch, of which one sample's are taken."""
         whole = next((name for name in node.inputs if self.axis(name) is not None), None)
         axis = None if whole is None else self.axis(whole)
-        if whole is None or axis is None or axis == along % len(self.shape(whole)):
+        if whole is None or axis is None or self.outer.get(whole, 1) != 1:
+            return []
+        rank, size = len(self.shape(whole)), self.shape(whole)[axis]
+        joins = node.operator == "Concat"
+        apart = axis != node.attributes.get("axis", 1) % rank if joins else node.operator != "MatMul" or axis < rank - 2
+        if not apart:
             return []
         new: list[Node] = []
         for i, name in enumerate(node.inputs):
-            shape = self.shape(name) or list(getattr(self.before[name], "shape", ()))
-            if self.axis(name) is not None or len(shape) <= axis or shape[axis] != 1 or self.shape(whole)[axis] != 1:
+            shape = list(getattr(self.before[name], "shape", ()))
+            at = axis - rank + len(shape)
+            if self.axis(name) is not None or at < 0 or shape[at] != size or not (joins or size > 1):
                 continue
             label = f"{name}_for_{node.outputs[0]}_{i}"
-            ones, one = self.known(f"{label}_ones", [1] * axis), self.known(f"{label}_axis", [axis])
-            rest = self.known(f"{label}_rest", [1] * (len(shape) - axis - 1))
+            each, sample = size // self.batch, f"{label}_sample" if self.batch > 1 else name
+            ones, rest = self.known(f"{label}_ones", [1] * at), self.known(f"{label}_rest", [1] * (len(shape) - at - 1))
+            one, part = self.known(f"{label}_axis", [axis]), self.known(f"{label}_part", [each])
+            cut = [name, self.known(f"{label}_from", [0]), part, self.known(f"{label}_along", [at])]
             new += [
                 Node("Shape", [whole], [f"{label}_sizes"], {}, FIXING_OPSET),
-                Node("Gather", [f"{label}_sizes", one], [f"{label}_batch"], {"axis": 0}, FIXING_OPSET),
-                Node("Concat", [ones, f"{label}_batch", rest], [f"{label}_shape"], {"axis": 0}, FIXING_OPSET),
-                Node("Expand", [name, f"{label}_shape"], [label], {}, FIXING_OPSET),
+                Node("Gather", [f"{label}_sizes", one], [f"{label}_whole"], {"axis": 0}, FIXING_OPSET),
+                Node("Div", [f"{label}_whole", part], [f"{label}_n"], {}, FIXING_OPSET),
+                Node("Concat", [ones, f"{label}_n", rest], [f"{label}_times"], {"axis": 0}, FIXING_OPSET),
+                *([Node("Slice", cut, [f"{label}_sample"], {}, FIXING_OPSET)] if self.batch > 1 else []),
+                Node("Expand" if each == 1 else "Tile", [sample, f"{label}_times"], [label], {}, FIXING_OPSET),
             ]
             node.inputs = [label if j == i else n for j, n in enumerate(node.inputs)]
         return new
