@@ -260,7 +260,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
         return f"| {name} | | | | | | | {row.get('opset', '')} | {row['result']} |"
     opset = str(row["opset"]) + (f" → {row['written_opset']}" if row["written_opset"] != row["opset"] else "")
     return (
-        f"| {name} | {row['parameters']:,} | {row['groups']:,} | {row['removed']:.0%} | {row['read_error']:.0e} "
+        f"| {name} | {row['parameters']:,} | {row['groups']:,} | {row['removed']:.1%} | {row['read_error']:.0e} "
         f"| {row['error']:.0e} | {row['file_error']:.0e} | {opset} | {row['result']} |"
     )
 
