@@ -6,6 +6,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import create_engine, text
@@ -101,7 +102,9 @@ def events_of(id: str, get: Callable[[str], Any]) -> list[dict[str, Any]]:
 
 
 def lost_work(kills: list[Kill], get: Callable[[str], Any], interval_seconds: float) -> dict[str, Any]:
-    """Of each kill, how far back the next attempt went on: the time from the checkpoint to the kill, in seconds.
+    """Of each kill, how much of what the killed attempt did was done again, in seconds: the time from the checkpoint
+    that the next one went on from to the kill, or, where that checkpoint is an earlier attempt's, from when this one
+    trained.
 
     While a job trains, that is at most an interval, and what is done between two looks at the clock: a step, an
     evaluation, the writing itself. Before training (imports, the baseline) and after it (exporting, measuring) there
@@ -112,11 +115,16 @@ def lost_work(kills: list[Kill], get: Callable[[str], Any], interval_seconds: fl
     outage: list[float] = []
     other: dict[str, list[float]] = {}
     for kill in kills:
-        attempt, phase, resumed, has_next = 0, "checking", None, False
+        attempt, phase, resumed, has_next, trained_since = 0, "checking", None, False, 0.0
         for event in events_of(kill.job_id, get):
+            at = datetime.fromisoformat(event["created_at"]).timestamp()
+            begins = event["type"] == "resumed" or (event["type"] == "phase" and event["data"]["phase"] in TRAINING)
+            if begins and not trained_since and at < kill.at:
+                trained_since = at
             if event["type"] == "running":
                 attempt = event["data"]["attempt"]
                 has_next = has_next or attempt > kill.attempt
+                trained_since = 0.0 if at < kill.at else trained_since
             elif event["type"] == "phase":
                 if not has_next:
                     phase = event["data"]["phase"]
@@ -127,7 +135,7 @@ def lost_work(kills: list[Kill], get: Callable[[str], Any], interval_seconds: fl
                 break
         if not has_next:
             continue
-        lost = max(0.0, kill.at - (kill.trainer_started_at if resumed is None else resumed))
+        lost = max(0.0, kill.at - (kill.trainer_started_at if resumed is None else max(resumed, trained_since)))
         if phase in TRAINING and resumed is not None:
             (outage if kill.in_outage else training).append(lost)
         else:
