@@ -560,13 +560,18 @@ class _Course:
         than having learned from them.
 
         `known`: how it does on held-out samples. Without a validation set, the uploaded network has seen these too, and
-        nothing tells until some training without them: so every epoch of sparse training asks again.
+        nothing tells until some training without them: so every epoch of sparse training asks again. It goes on knowing
+        most of them for a while, so that less of a difference says as much, if it is no chance.
         """
         if self.options.training.mixup != "auto" or not self.can_blend:
             return False
         known = known or self.evaluate(network, EPOCH_CHECK_SAMPLES)
         remembered = self.evaluate(network, EPOCH_CHECK_SAMPLES, self.train)
-        return (remembered.accuracy or 0.0) - (known.accuracy or 0.0) > REMEMBERED
+        most = REMEMBERED
+        if self.validation_set is None:
+            share = known.accuracy or 0.0
+            most = REMEMBERED_OF_SEEN + 2 * math.sqrt(share * (1 - share) / max(known.samples, 1))
+        return (remembered.accuracy or 0.0) - (known.accuracy or 0.0) > most
 
     @property
     def can_blend(self) -> bool:
@@ -738,8 +743,9 @@ def resolve_recipe(options: Options, samples: int, device: torch.device) -> Reci
 
 SPARSE_STEPS, FINETUNE_STEPS = 2000, 3000
 """What an automatic number of epochs aims at."""
-MIXUP, REMEMBERED = 0.4, 0.1
-"""α of the blends, and by how much the accuracy on training samples has to exceed that on others for them to help."""
+MIXUP, REMEMBERED, REMEMBERED_OF_SEEN = 0.4, 0.1, 0.03
+"""α of the blends, and by how much the accuracy on training samples has to exceed that on others for them to help; on
+others that the uploaded network has seen."""
 LEARNING_RATES = {"adamw": (2e-3, 4e-3), "sgd": (0.05, 0.1)}
 """The usual peaks of sparse training and of fine-tuning, which starts from a network that was just cut, far from its
 goal."""
