@@ -18,7 +18,7 @@ from app.database import Database, database_time, up_since
 from app.events import record_event
 from app.observability import logs
 from app.queue import enqueue
-from app.settings import Settings
+from app.settings import MOST_ATTEMPTS, Settings
 from app.tables import Dataset, Job, Model, OutboxMessage, Worker
 
 logger = logging.getLogger(__name__)
@@ -61,22 +61,22 @@ def _lease_is_over(now: datetime) -> ColumnElement[bool]:
 
 
 def _take_back_lost_jobs(session: Session, max_attempts: int, now: datetime, heard_since: datetime | None) -> None:
-    """A running job whose worker has fallen silent is queued again, or fails when that has happened too often. What
-    ended while the database was away (before `heard_since`) may have ended in order, without being able to say so: that
-    is no crash."""
+    """A running job whose worker has fallen silent is queued again, or fails when that has happened too often: in a row
+    without coming any further, or at all (a job may kill its worker after each new checkpoint). What ended while the
+    database was away (before `heard_since`) may have ended in order, without being able to say so: that is no crash."""
     lost = select(Job).where(Job.state == "running", _lease_is_over(now)).with_for_update(skip_locked=True)
     for job in session.scalars(lost).all():
         with logs.bound(job_id=job.id, request_id=job.request_id):
             logger.warning("job %s: worker %s has fallen silent in attempt %d", job.id, job.worker, job.attempt)
         is_crash = heard_since is None or job.lease_expires_at is None or job.lease_expires_at > heard_since
         _release(job)
-        if is_crash and job.crashes + 1 >= max_attempts:
+        if job.attempt >= MOST_ATTEMPTS or (is_crash and job.crashes + 1 >= max_attempts):
             job.state = "failed"
             job.finished_at = now
             job.error = {
                 "code": "worker_lost",
-                "message": f"The worker died or lost its connection, {job.crashes + 1} times in a row without coming "
-                "any further.",
+                "message": f"The worker died or lost its connection in attempt {job.attempt}, {job.crashes + 1} times "
+                "in a row without coming any further.",
                 "hint": "It may have run out of memory: try a smaller batch_size. The worker's log says more.",
                 "phase": job.phase,
                 "category": "internal",

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Network = IPv4Network | IPv6Network
 
+MOST_ATTEMPTS = 100
+"""At a job, even if it comes further each time. `max_attempts` counts those that did not."""
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ESPALIER_")
@@ -148,7 +151,8 @@ class Settings(BaseSettings):
     trainer_memory_bytes: int | None = Field(
         default=None,
         description="What the process that opens uploads may allocate. Default: all memory of the machine or its "
-        "container; without a limit on workers with a GPU, whose driver reserves more than it uses.",
+        "container; without a limit on workers with a GPU, whose driver reserves more than it uses. In a container "
+        "with a limit, set less than that: docs/operations.md says why.",
     )
     trainer_disk_bytes: int = Field(
         default=256 * 2**30, description="What that process may keep in its folder, inputs and checkpoints included."

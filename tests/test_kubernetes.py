@@ -192,6 +192,15 @@ def test_containers_can_do_no_more_than_they_have_to(workload: Manifest) -> None
         assert "memory" in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize("name", ["espalier-worker-gpu", "espalier-checker"])
+def test_a_trainer_runs_out_of_memory_before_its_container_does(name: str) -> None:
+    """With control groups v2, Kubernetes has the kernel end all of a container at once: the supervisor with it."""
+    [container] = pod(named("Deployment", name))["containers"]
+    [allowed] = [entry["value"] for entry in container["env"] if entry["name"] == "ESPALIER_TRAINER_MEMORY_BYTES"]
+    limit = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30
+    assert int(allowed) <= limit - 2**30
+
+
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_what_is_written_to_has_a_volume(workload: Manifest) -> None:
     """The root is read-only: the data directory, and where Python puts temporary files."""

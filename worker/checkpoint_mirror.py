@@ -47,7 +47,7 @@ class WrongDigest(Exception):
 
 
 class CheckpointMirror:
-    """Use as a context manager around the trainer: while the block runs, a thread stores whatever is `announced`.
+    """Use as a context manager around the attempt: while the block runs, a thread stores whatever is `announced`.
 
     A storage that is away costs nothing but the checkpoints of that time.
     """
@@ -63,6 +63,11 @@ class CheckpointMirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """From now on the thread begins to store nothing more. Returns when it is through with what it has begun,
+        which may take as long as a large checkpoint takes to upload."""
         self._ending.set()
         self._wake.set()
         self._thread.join()
@@ -105,7 +110,12 @@ class CheckpointMirror:
         return is_complete
 
     def store_all(self) -> bool:
-        """The same at the end of an attempt, when something else matters more than a storage that is away."""
+        """The same at the end of an attempt, instead of the thread."""
+        self.end()
+        return self._store_if_possible()
+
+    def _store_if_possible(self) -> bool:
+        """The same where something else matters more than a storage that is away."""
         try:
             return not self._folder.is_dir() or self.store()
         except LeaseLost:
@@ -122,7 +132,7 @@ class CheckpointMirror:
             if self._ending.is_set():
                 return
             try:
-                is_complete = self.store_all()
+                is_complete = self._store_if_possible()
             except LeaseLost:
                 return  # whoever watches the lease says so
 

@@ -78,8 +78,8 @@ def memory_exceeded(attempt: int) -> protocol.Warned:
     """Counted by the supervisor: each halves the batch of later attempts once more."""
     return protocol.Warned(
         code="memory_exceeded",
-        detail=f"The kernel ended attempt {attempt} for lack of memory. From now on, the gradient of a batch is "
-        "computed in twice as many parts.",
+        detail=f"Attempt {attempt} ended for lack of memory. From now on, the gradient of a batch is computed in twice "
+        "as many parts.",
     )
 
 

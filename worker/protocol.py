@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 DISK_FULL = "disk_full"
 """`Error.code` of a trainer that had no space to write in: the worker's trouble, not the job's."""
+OUT_OF_MEMORY = "out_of_memory"
+"""`Error.code` of a trainer whose memory was short. Retryable: it may be enough for smaller parts of a batch."""
 LINE_BYTES = 1 << 20
 """A longer line is ignored."""
 

@@ -24,6 +24,8 @@ CHUNK_CHARACTERS = 16 * 1024
 LOG_CHUNKS = 64
 """Of an attempt's log, the newest so many chunks are kept."""
 EVENTS_PER_ATTEMPT = 20_000
+LARGEST_AUTO_BATCH = 256
+"""The engine takes no larger one by itself."""
 WARNINGS = 200
 """More are not kept: a trainer must not be able to fill the database."""
 
@@ -38,11 +40,20 @@ class Recorder:
         self._events_left = EVENTS_PER_ATTEMPT
         self._warnings: list[Any] = list(claim.job.warnings)
         self._progress: dict[str, Any] = {}
+        self._resolved: dict[str, Any] = claim.job.resolved or {}
         self._written = self._logged = time.monotonic()
         self._log = bytearray()
         self.phase: str | None = None
         self._phase_began = 0.0
         self._span: Any = None
+
+    @property
+    def batch_size(self) -> int:
+        """Of the training, by the trainer's word; before that, as it was asked for, or the largest that may come."""
+        for training in (self._resolved.get("training"), self._claim.job.training):
+            if isinstance(training, dict) and isinstance(size := training.get("batch_size"), int):
+                return size
+        return LARGEST_AUTO_BATCH
 
     def take(self, message: protocol.Message) -> None:
         match message:
@@ -51,7 +62,7 @@ class Recorder:
             case protocol.Progress():
                 self._take_progress(message)
             case protocol.Resolved():
-                self._values["resolved"] = message.config
+                self._values["resolved"] = self._resolved = message.config
                 self._event("resolved", message.config)
             case protocol.Histogram():
                 self._event("histogram", message.model_dump(exclude={"event"}))

@@ -53,8 +53,11 @@ def result_columns(report: dict[str, Any]) -> dict[str, Any]:
 
 def store_result(workspace: Workspace, storage: Storage, job: Job, token: str) -> StoredResult:
     """The files are in storage when this returns, and none of them when it raises."""
-    columns = result_columns(read_object(workspace, "report.json", REPORT_BYTES))
-    wanted = [("model", output, _model_name(workspace, output)) for output in job.outputs]
+    report = read_object(workspace, "report.json", REPORT_BYTES)
+    columns, made = result_columns(report), report.get("outputs")
+    # A format that cannot hold the network is not written, and the report does not list it.
+    written = [output for output in job.outputs if isinstance(made, dict) and output in made]
+    wanted = [("model", output, _model_name(workspace, output)) for output in written or job.outputs]
     wanted += [("report", "json", "report.json"), ("report", "html", "report.html")]
     artifacts: list[Artifact] = []
     try:

@@ -29,7 +29,7 @@ from app.observability import logs, tracing
 from app.queue import current_context, enqueue
 from app.remote_files import FetchFailed, Refused, copy_result, without_query
 from app.retention import expiry
-from app.settings import Settings
+from app.settings import MOST_ATTEMPTS, Settings
 from app.storage import Storage
 from app.tables import Artifact, Dataset, Job, Model, utc_now
 from app.webhooks.announcing import announce_upload
@@ -59,10 +59,10 @@ T = TypeVar("T")
 Upload = Model | Dataset
 Ending = protocol.Result | protocol.Paused | protocol.Error | str
 """How a trainer ended: with a result, paused, with an error that it explained, or just so, which the text describes."""
-MOST_ATTEMPTS = 100
-"""Even of a job that comes further each time."""
 CHECKS = 3
 """So often an upload is checked whose process is killed: whoever killed it need not have meant the upload."""
+BATCH_PHASES = frozenset({"baseline", "sparse_training", "finetuning"})
+"""In which batches are trained on, if only to find a learning rate."""
 LAST_WORDS_SECONDS = 15.0
 """What a stopping worker grants a database that does not answer."""
 
@@ -104,6 +104,11 @@ def memory_kills() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/vmstat").read_text().partition("oom_kill ")[2].split()[0])
     return 0
+
+
+def _parts(job: Job) -> int:
+    """In so many the gradient of a batch is computed."""
+    return 2 ** sum(warning["code"] == "memory_exceeded" for warning in job.warnings)
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ class Supervisor:
 
     def _checked_once(self, upload: Upload, interrupt: Callable[[], None]) -> dict[str, Any]:
         kind, name = KINDS[type(upload)]
+        remove_leftovers(self._work)
         with Workspace.create(self._work / f"{upload.id}-{secrets.token_hex(4)}") as workspace:
             try:
                 path = self._fetched(lambda: workspace.add_input(name, upload, self.storage), interrupt)
@@ -225,9 +231,10 @@ class Supervisor:
             tracing.span("run job", kind="CONSUMER", parent=job.traceparent, attributes=attributes),
         ):
             logger.info("job %s: attempt %d", job.id, job.attempt)
+            mirror = CheckpointMirror(claim, self.database, self.storage, self._checkpoints_of(job.id))
             try:
-                with Watch(claim, settings.heartbeat_seconds, settings.outage_seconds) as watch:
-                    self._settle(claim, watch)
+                with Watch(claim, settings.heartbeat_seconds, settings.outage_seconds) as watch, mirror:
+                    self._settle(claim, watch, mirror)
             except LeaseLost:
                 logger.warning("job %s belongs to somebody else now", job.id)
                 tracing.note_failure("lease lost")
@@ -243,10 +250,10 @@ class Supervisor:
             if job is not None and job.state == "queued":
                 enqueue(session, RUN_JOB, job_id, accelerator=job.accelerator)
 
-    def _settle(self, claim: Claim, watch: Watch) -> None:
-        """Carries the job out, and writes down how it ended, whichever way that was."""
+    def _settle(self, claim: Claim, watch: Watch, mirror: CheckpointMirror) -> None:
+        """Carries the job out, and writes down how it ended, whichever way that was. What others wait for, that it was
+        cancelled or has failed, is written before the mirror is waited for."""
         recorder = Recorder(claim)
-        mirror = CheckpointMirror(claim, self.database, self.storage, self._checkpoints_of(claim.job.id))
 
         def interrupt() -> None:
             watch.check()
@@ -267,18 +274,20 @@ class Supervisor:
             logger.info("job %s: given back, because this worker is stopping", claim.job.id)
         except JobFailed as failed:
             error = failed.error
-            self._fail(claim, error)
-            mirror.store_all()
+            if error.code == protocol.OUT_OF_MEMORY and error.retryable and self._halve(claim, recorder):
+                mirror.store_all()
+                self._again_or_fail(claim, error, error.code, is_crash=False)
+            else:
+                self._fail(claim, error)
+                mirror.store_all()
         except TimedOut:
             self._fail(claim, failures.job_timed_out(self._limit(claim.job), recorder.phase))
             mirror.store_all()
         except TrainerDied as died:
             mirror.store_all()
             error = failures.trainer_died(str(died), recorder.phase, claim.crashes + 1)
-            if isinstance(died, OutOfMemoryKilled):
-                recorder.take(failures.memory_exceeded(claim.job.attempt))
-                recorder.flush()
-            self._again_or_fail(claim, error, str(died))
+            is_crash = not (isinstance(died, OutOfMemoryKilled) and self._halve(claim, recorder))
+            self._again_or_fail(claim, error, str(died), is_crash)
         except Exception as error:
             is_crash = not is_outage(error)
             if is_crash:
@@ -291,9 +300,20 @@ class Supervisor:
             recorder.flush_log()
             recorder.leave_phase()
 
+    def _halve(self, claim: Claim, recorder: Recorder) -> bool:
+        """Has later attempts compute batches in twice as many parts, if that may save memory: a batch was at work, and
+        a part of it is not a single sample yet. Did it?"""
+        job = claim.job
+        if recorder.phase not in BATCH_PHASES or _parts(job) * job.devices >= recorder.batch_size:
+            return False
+        recorder.take(failures.memory_exceeded(job.attempt))
+        recorder.flush()
+        return True
+
     def _again_or_fail(self, claim: Claim, error: protocol.Error, reason: str, is_crash: bool = True) -> None:
         """The pause doubles with each crash in a row: what the job trips over may need time to recover. Something that
-        is away or full is not the job's fault, and uses up none of its attempts."""
+        is away or full is not the job's fault, and a job that next takes less memory comes further: neither uses up any
+        of its attempts."""
         settings, attempt = self.settings, claim.job.attempt
         if attempt < MOST_ATTEMPTS and (not is_crash or claim.crashes + 1 < settings.max_attempts):
             pause = min(settings.retry_pause_seconds * 2 ** min(claim.crashes if is_crash else attempt, 10), 60.0)
@@ -340,10 +360,10 @@ class Supervisor:
         recorder.take_log(f"attempt {job.attempt} on {self.name}\n".encode())
         recorder.enter("checking")
         uploads = self._checked_uploads(claim, interrupt)
-        remove_leftovers(self._work, job.id, job.attempt)
+        remove_leftovers(self._work)
         self._fetched(partial(remove_checkpoints_of_ended_jobs, self._work, self.database), interrupt)
         checkpoints = self._checkpoints_of(job.id)
-        with Workspace.create(self._work / f"{job.id}-{job.attempt}", checkpoints) as workspace, mirror:
+        with Workspace.create(self._work / f"{job.id}-{job.attempt}", checkpoints) as workspace:
             mirror.fetch(lambda fetch: self._fetched(fetch, interrupt))
             try:
                 inputs = {
@@ -360,7 +380,7 @@ class Supervisor:
                 options=options,
                 devices=job.devices,
                 checkpoint_seconds=self.settings.checkpoint_seconds,
-                parts=2 ** sum(warning["code"] == "memory_exceeded" for warning in job.warnings),
+                parts=_parts(job),
             )
             timeout_seconds = self._limit(job) - job.worked_seconds
             kills = self.memory_kills()
@@ -379,6 +399,7 @@ class Supervisor:
             if isinstance(ending, protocol.Error):
                 raise JobFailed(ending.model_copy(update={"phase": ending.phase or recorder.phase}))
             self._store(claim, workspace, recorder, interrupt)
+        mirror.end()
         remove(checkpoints)
 
     def _checked_uploads(self, claim: Claim, interrupt: Callable[[], None]) -> dict[str, Upload]:

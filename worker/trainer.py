@@ -207,7 +207,7 @@ def describe(error: BaseException, phase: str | None) -> protocol.Error:
         )
     if _is_out_of_memory(error):
         return protocol.Error(
-            code="out_of_memory",
+            code=protocol.OUT_OF_MEMORY,
             message="The machine or its GPU ran out of memory.",
             hint="Ask for a smaller batch_size, or run the job on a worker with more memory.",
             category="resource",

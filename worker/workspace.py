@@ -7,10 +7,10 @@ else, a pipe, or endless. So results are opened here, carefully, and nowhere els
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
-import re
 import stat
 import subprocess
 import time
@@ -57,8 +57,12 @@ class Workspace:
     def create(cls, folder: Path, checkpoints: Path | None = None) -> Iterator[Workspace]:
         """A fresh folder, gone at the end of the block. The checkpoints lie elsewhere and stay."""
         remove(folder)
-        folder.mkdir(parents=True, mode=0o700)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = folder.with_name(f".{folder.name}")  # `remove_leftovers` does not look at it before it is locked
+        fresh.mkdir(exist_ok=True, mode=0o700)
+        lock = _lock(fresh)
         try:
+            fresh.rename(folder)
             for name in ("input", "output", "tmp"):
                 (folder / name).mkdir()
             if checkpoints is not None:
@@ -67,6 +71,8 @@ class Workspace:
             yield cls(folder)
         finally:
             remove(folder)
+            if lock is not None:
+                os.close(lock)
 
     def is_larger_than(self, limit_bytes: int) -> bool:
         """Do its files, checkpoints included, take more? Folders too deep to look into count as too large."""
@@ -139,12 +145,27 @@ def remove(folder: Path) -> None:
     logger.warning("%s cannot be removed", folder)
 
 
-def remove_leftovers(work: Path, job_id: str, attempt: int) -> None:
-    """Folders of earlier attempts whose worker died before it could tidy up."""
-    for folder in work.glob(f"{job_id}-*"):
-        number = re.fullmatch(rf"{re.escape(job_id)}-(\d+)", folder.name)
-        if number and int(number[1]) < attempt:
+def remove_leftovers(work: Path) -> None:
+    """Folders of attempts and checks, whoever's, whose worker died before it could tidy up."""
+    for folder in work.glob("[!.]*"):
+        if not folder.name.endswith("-checkpoints") and (lock := _lock(folder)) is not None:
             remove(folder)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Of this process alone, until it closes what this returns, or ends. None: another one holds it, or there are no
+    locks on such a disk."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_checkpoints_of_ended_jobs(work: Path, database: Database) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from app.datasets.schemas import Array, DatasetSummary
-from app.jobs.options import Data, Target, Training
+from app.jobs.options import Data, Output, Target, Training
 from app.models.schemas import ModelSummary, SizePoint, Tensor
 from app.problems import FieldError
 
@@ -56,6 +56,14 @@ def unknown_names(model: ModelSummary, training: Training, data: Data) -> Iterat
     if training.output is not None and training.output not in outputs:
         detail = f"The model has no output {training.output}; it has {', '.join(t.name for t in model.outputs)}."
         yield FieldError(pointer="/training/output", detail=detail)
+
+
+def unwritable(model: ModelSummary, outputs: list[Output]) -> Iterator[FieldError]:
+    """Why none of the files that are asked for can hold the model."""
+    if model.operators_kept and outputs == ["pt2"]:
+        names = ", ".join(model.operators_kept)
+        detail = f"A .pt2 file cannot hold {names}, which ONNX Runtime computes; ask for onnx."
+        yield FieldError(pointer="/outputs", detail=detail)
 
 
 def _input_misfits(inputs: list[Tensor], found: dict[str, Array]) -> Iterator[str]:

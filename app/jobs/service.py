@@ -15,7 +15,7 @@ from app.datasets.service import DATASETS
 from app.events import begin_history, record_event
 from app.ids import new_id
 from app.jobs.consistency import contradictions
-from app.jobs.fit import Sizes, misfits, predicted, sparse_steps, unknown_names, unreachable
+from app.jobs.fit import Sizes, misfits, predicted, sparse_steps, unknown_names, unreachable, unwritable
 from app.jobs.outlook import PLACE, Outlook, Outlooks, places
 from app.jobs.schemas import JobRequest, JobWarning, Validation
 from app.jobs.states import TERMINAL_STATES, JobState
@@ -138,6 +138,7 @@ def _validated(session: Session, settings: Settings, request: JobRequest) -> Mod
         if not errors:
             errors += unreachable(summary, request.target)
         errors += unknown_names(summary, request.training, request.data)
+        errors += unwritable(summary, request.outputs)
         for data, where in ((dataset, "/dataset_id"), (validation, pointer)):
             if data is not None and data.summary is not None:
                 shown = DatasetSummary.model_validate(data.summary)

@@ -77,6 +77,11 @@ class ModelSummary(Found):
     needs_fixed_inputs: str | None = Field(
         default=None, description="Why a job has to give some inputs a value (data.fixed_inputs) before more is known."
     )
+    operators_kept: list[str] = Field(
+        default=[],
+        description="Operators of an .onnx file that ONNX Runtime computes: no gradient passes through them, what they "
+        "touch keeps its size, and the model can only be written as .onnx.",
+    )
 
 
 class ModelResource(UploadResource):

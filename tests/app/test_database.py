@@ -3,10 +3,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
 from alembic import command
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-from app.database import Database
+from app.database import Database, outage
 from app.ids import new_id
 from app.tables import Base, Model, OutboxMessage
 from tests.app.helpers import on_both_databases
@@ -38,6 +40,23 @@ def test_times_come_back_aware_and_in_utc(database: Database) -> None:
     assert found.created_at == row.created_at
     assert found.created_at.utcoffset() is not None
     assert found.summary is None
+
+
+def test_a_full_sqlite_file_is_an_outage(database: Database) -> None:
+    event.listen(database.engine, "connect", lambda file, _: file.execute("PRAGMA max_page_count = 1"))  # no more pages
+    database.engine.dispose()
+    with pytest.raises(DBAPIError) as raised, database.writing() as session:
+        session.add(OutboxMessage(task="t", argument="x" * 10**6, queue="q"))
+    assert outage(raised.value) == "full"
+
+
+def test_a_full_disk_of_postgresql_is_an_outage(postgresql_url: str) -> None:
+    """The server's own error, for a reason that is made up."""
+    database = Database(postgresql_url)
+    with pytest.raises(DBAPIError) as raised, database.writing() as session:
+        session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full'; END $$"))
+    database.close()
+    assert outage(raised.value) == "full"
 
 
 def test_sqlite_waits_for_a_writer_and_loses_no_update(database: Database) -> None:

@@ -145,6 +145,17 @@ def test_a_fixed_input_needs_no_array(client: TestClient, body: dict[str, Any], 
     assert answer.json()["data"]["fixed_inputs"] == {"rate": 16000}
 
 
+def test_a_pt2_alone_cannot_hold_what_onnx_runtime_computes(
+    client: TestClient, body: dict[str, Any], checked: Callable[..., str]
+) -> None:
+    kept = checked("models", MODEL_SUMMARY | {"format": "onnx", "operators_kept": ["Det (opset 18)"]})
+    answer = client.post("/v1/jobs", json=body | {"model_id": kept, "outputs": ["pt2"]})
+    (error,) = problem(answer, 422)["errors"]
+    assert error["pointer"] == "/outputs"
+    assert "Det (opset 18)" in error["detail"]
+    assert client.post("/v1/jobs", json=body | {"model_id": kept}).status_code == 202
+
+
 def test_an_input_that_the_model_lacks_cannot_be_fixed(
     client: TestClient, body: dict[str, Any], checked: Callable[..., str]
 ) -> None:

@@ -13,6 +13,7 @@ from app.celery_config import CHECK_DATASET, CHECK_MODEL, RUN_JOB
 from app.database import Database, up_since
 from app.ids import new_id
 from app.recovery import sweep
+from app.settings import MOST_ATTEMPTS
 from app.tables import Dataset, Event, Job, Model, OutboxMessage, Worker, utc_now
 from tests.app.helpers import on_both_databases
 
@@ -96,6 +97,14 @@ def test_a_job_that_kills_every_worker_fails(database: Database, job: str) -> No
     assert (row.error["code"], row.error["phase"], row.error["retryable"]) == ("worker_lost", "pruning", True)
     assert events(database) == ["failed"]
     assert outbox(database) == []
+
+
+def test_a_job_that_comes_further_before_it_kills_each_worker_fails_in_the_end(database: Database, job: str) -> None:
+    change(database, job, state="running", attempt=MOST_ATTEMPTS, crashes=0, lease_expires_at=LONG_AGO)
+    sweep(database, MAX_ATTEMPTS, LEASE_SECONDS, NOW)
+    row = found(database, job)
+    assert row.error is not None
+    assert (row.state, row.attempt, row.error["code"]) == ("failed", MOST_ATTEMPTS, "worker_lost")
 
 
 @pytest.mark.parametrize("lease_expires_at", [None, LONG_AGO])

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.compression.conftest import Task, export
 from worker.compression import Target, Training, compress
-from worker.compression.rates import FACTORS, choose, probe_steps, range_test
+from worker.compression.rates import FACTORS, choose, probe_steps, range_test, top_factor
 
 SHORT = Training(sparse_epochs=3, finetune_epochs=3, batch_size=32)
 LOSSES = st.lists(st.one_of(st.none(), st.floats(0, 100)), min_size=len(FACTORS), max_size=len(FACTORS))
@@ -64,10 +64,18 @@ def test_a_network_with_folded_batch_norm_is_not_ruined(badly_scaled: Task) -> N
     assert result.compressed.accuracy > 0.9  # with the usual rates: a fifth
 
 
-def test_an_ordinary_network_gets_the_usual_rates_and_is_trained_as_if_there_had_been_no_test(digits: Task) -> None:
+def test_an_ordinary_network_gets_the_rates_for_its_width_and_no_more_probes_than_needed(digits: Task) -> None:
     auto = compress(digits.network, digits.dataset, target=Target(reduction=0.5), training=SHORT)
-    assert (auto.recipe.learning_rate, auto.recipe.finetune_learning_rate) == (2e-3, 4e-3)
+    top = top_factor([parameter.shape for parameter in digits.network.program.module.parameters()])
+    assert top > 1
+    assert (auto.recipe.learning_rate, auto.recipe.finetune_learning_rate) == (2e-3 * top, 4e-3 * top)
     assert len(auto.resolved["training"]["learning_rate_probes"]) == 2
+
+
+@given(width=st.integers(1, 10_000), wider=st.integers(1, 10_000))
+def test_wider_layers_get_no_higher_rates(width: int, wider: int) -> None:
+    narrow, wide = top_factor([(8, width)]), top_factor([(8, width + wider)])
+    assert 1 <= wide <= narrow <= 4
 
 
 def test_a_rate_that_is_given_is_used(badly_scaled: Task) -> None:

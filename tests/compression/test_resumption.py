@@ -304,6 +304,27 @@ def test_parts_of_a_batch_weigh_what_their_labels_weigh() -> None:
         torch.testing.assert_close(sum(parts), whole)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
+def test_lack_of_memory_that_only_a_text_tells_is_understood(text: str) -> None:
+    from worker.compression.memory import is_out_of_memory
+
+    assert is_out_of_memory(RuntimeError(text))
+
+
+def test_a_batch_is_computed_in_no_more_parts_than_it_has_samples() -> None:
+    from worker.compression.memory import in_parts
+
+    assert in_parts(lambda parts: parts, 8, 2, lambda parts: None) == 2
+
+
 def test_nothing_else_is_taken_for_lack_of_memory() -> None:
     from worker.compression.memory import in_parts
 

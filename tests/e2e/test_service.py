@@ -101,7 +101,7 @@ def test_cancel_ends_a_running_job(service: RunningService, digits: Example) -> 
     job = client.post_job(*uploaded(client, digits), training={"sparse_epochs": 5000, "finetune_epochs": 1})
     wait_for(lambda: client.get(f"/v1/jobs/{job['id']}")["phase"] == "sparse_training", 120, "training")
     assert client.http.post(f"/v1/jobs/{job['id']}/cancel").status_code in (200, 202)
-    client.job_in(job["id"], "cancelled", seconds=30)
+    client.job_in(job["id"], "cancelled", seconds=5)
     wait_for(lambda: not trainers(service), 10, "the end of the trainer")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, select
 from sqlalchemy.orm import undefer
 
@@ -24,6 +25,7 @@ from app.ids import new_id
 from app.settings import Settings
 from app.storage import Storage
 from app.tables import DEFAULT_PROJECT, Artifact, Base, Dataset, Event, Job, Model, OutboxMessage, Project
+from tests.object_store import KEY, REGION, SECRET, ObjectStore, running_object_store
 from worker.supervisor import Supervisor
 
 POSTGRESQL = "postgresql://postgres@127.0.0.1:5432/postgres"
@@ -179,6 +181,21 @@ def world(database: Database, tmp_path: Path) -> World:
         check_timeout_seconds=20.0,
     )
     return World(settings, database, Storage(settings.resolved_storage_url), threading.Event())
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[ObjectStore]:
+    with running_object_store() as store:
+        yield store
+
+
+def s3_settings(store: ObjectStore) -> dict[str, Any]:
+    return {
+        "s3_endpoint_url": store.url,
+        "s3_access_key_id": KEY,
+        "s3_secret_access_key": SecretStr(SECRET),
+        "s3_region": REGION,
+    }
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.storage import open_storage
 from app.tables import Checkpoint, Job, utc_now
-from tests.worker.conftest import World, trainer
+from tests.object_store import ObjectStore
+from tests.worker.conftest import World, s3_settings, trainer
 from tests.worker.test_jobs import is_in_phase, set_job, wait_until
 from worker import protocol
 from worker.checkpoint_mirror import NAME, newest_of_each_course
 from worker.compression.checkpoints import NAME as ENGINES_NAME
+from worker.compression.errors import OutOfMemory
+from worker.trainer import describe
 
 Start = Callable[[Callable[[], Any]], Any]
 
@@ -87,6 +94,18 @@ def test_another_machine_goes_on_from_storage(world: World) -> None:
     assert world.get(Job, job_id).report["from"] == ["one", "two"]
 
 
+def test_another_machine_goes_on_from_an_object_store(world: World, store: ObjectStore) -> None:
+    if not world.database.is_sqlite:
+        pytest.skip("the database makes no difference here")
+    changes = s3_settings(store) | {"storage_url": f"s3://{store.bucket()}/some/prefix"}
+    world = replace(world, storage=open_storage(world.settings.model_copy(update=changes)))
+    job_id = world.job()
+    world.supervisor(trainer(SAVING + "save('one')\nsave('two')\nsys.exit(3)")).run_job(job_id)
+    forget_local_checkpoints(world, job_id)
+    world.supervisor(trainer(REPORTING)).run_job(job_id)
+    assert world.get(Job, job_id).report["from"] == ["one", "two"]
+
+
 def test_two_of_each_course_are_kept_in_storage(world: World) -> None:
     job_id = world.job()
     body = SAVING + "for n in range(4):\n    save(f'a{n}')\n    time.sleep(0.3)\nsave('b', course=2)\nsys.exit(3)"
@@ -135,6 +154,29 @@ def test_cancel_keeps_the_checkpoint_of_the_last_step_for_a_retry(world: World, 
     set_job(world, job_id, state="queued", lease_token=None)
     world.supervisor(trainer(REPORTING)).run_job(job_id)
     assert world.get(Job, job_id).report["from"] == ["paused"]
+
+
+def test_cancel_does_not_wait_for_a_checkpoint_on_its_way_to_storage(world: World, in_background: Start) -> None:
+    job_id, supervisor = world.job(), world.supervisor(trainer(SAVING + "save('slow')\nwhile True: time.sleep(0.05)"))
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            if name == "writer":
+                begun.set()
+                may_go_on.wait(30)
+            return getattr(world.storage, name)
+
+    object.__setattr__(supervisor, "storage", Slow())
+    running = in_background(lambda: supervisor.run_job(job_id))
+    try:
+        assert begun.wait(30)
+        set_job(world, job_id, state="cancelling")
+        wait_until(lambda: world.get(Job, job_id).state == "cancelled", seconds=5)
+    finally:
+        may_go_on.set()
+    running.join(10)
+    assert contents(world, job_id) == [b"slow"]
 
 
 def test_stopping_worker_secures_the_job_and_gives_it_back_at_once(world: World, in_background: Start) -> None:
@@ -205,21 +247,70 @@ def test_failed_attempt_is_followed_by_a_growing_pause(world: World) -> None:
     assert not supervisor.run_job(job_id)
 
 
-def test_kernel_that_ends_a_trainer_for_memory_halves_the_batch(world: World) -> None:
-    """Only what the kernel counts is made up."""
-    job_id = world.job()
-    kills = iter((5, 6, 6))
-    body = """
-    if request["parts"] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    finish({"baseline": figures(2), "compressed": figures(1), "parts": request["parts"]})
+OUT_OF_MEMORY = "say('error', code='out_of_memory', message='no', category='resource', retryable=True)"
+
+
+def needing(parts: int, otherwise: str) -> tuple[str, ...]:
+    """A trainer that has enough memory for a batch in so many parts."""
+    body = f"""
+    say("phase", phase="sparse_training")
+    if request["parts"] < {parts}:
+        {otherwise}
+    else:
+        finish({{"baseline": figures(2), "compressed": figures(1), "parts": request["parts"]}})
     """
-    supervisor = world.supervisor(trainer(body))
+    return trainer(body)
+
+
+def test_kernel_that_ends_trainers_for_memory_halves_the_batch_and_costs_no_attempts(world: World) -> None:
+    """Only what the kernel counts is made up."""
+    job_id, kills = world.job(training={"batch_size": 4}), itertools.count()
+    supervisor = world.supervisor(needing(4, "os.kill(os.getpid(), signal.SIGKILL)"), max_attempts=1)
     object.__setattr__(supervisor, "memory_kills", lambda: next(kills))
-    supervisor.run_job(job_id)
-    assert [w["code"] for w in world.get(Job, job_id).warnings] == ["memory_exceeded"]
-    supervisor.run_job(job_id)
+    for _ in range(3):
+        supervisor.run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.report["parts"], job.crashes) == (4, 0)
+    assert [w["code"] for w in job.warnings] == ["memory_exceeded", "memory_exceeded"]
+
+
+def test_trainer_that_runs_out_of_memory_goes_on_in_smaller_parts(world: World) -> None:
+    job_id = world.job(training={"batch_size": "auto"})
+    supervisor = world.supervisor(needing(2, OUT_OF_MEMORY), max_attempts=1)
+    for _ in range(2):
+        supervisor.run_job(job_id)
     assert world.get(Job, job_id).report["parts"] == 2
+
+
+def test_job_that_does_not_fit_in_single_samples_fails(world: World) -> None:
+    job_id = world.job()
+    known = "say('phase', phase='finetuning')\nsay('resolved', config={'training': {'batch_size': 2}})\n"
+    supervisor = world.supervisor(trainer(known + OUT_OF_MEMORY))
+    for _ in range(2):
+        supervisor.run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.state, job.attempt, job.error["code"]) == ("failed", 2, "out_of_memory")
+
+
+def test_trainer_tells_lack_of_memory_from_a_sample_that_is_too_large() -> None:
+    short, hopeless = describe(MemoryError(), "finetuning"), describe(OutOfMemory("no"), "finetuning")
+    assert (short.code, short.retryable) == (protocol.OUT_OF_MEMORY, True)
+    assert (hopeless.code, hopeless.retryable) == (protocol.OUT_OF_MEMORY, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OUT_OF_MEMORY,
+        "say('phase', phase='baseline')\n" + OUT_OF_MEMORY.replace("True", "False"),
+    ],
+    ids=["no batch is computed", "a single sample is too much"],
+)
+def test_lack_of_memory_that_smaller_parts_do_not_help_fails_the_job_at_once(world: World, error: str) -> None:
+    job_id = world.job()
+    world.supervisor(trainer(error)).run_job(job_id)
+    job = world.get(Job, job_id)
+    assert (job.state, job.error["code"], job.warnings) == ("failed", "out_of_memory", [])
 
 
 def test_where_it_went_on_is_an_event(world: World) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import update
 from app.tables import Artifact, Dataset, Job, Model
 from tests.worker.conftest import World, trainer
 from worker.claims import Offer
+from worker.workspace import Workspace
 
 Start = Callable[[Callable[[], Any]], Any]
 
@@ -73,6 +74,17 @@ def test_an_onnx_file_may_come_in_a_zip_with_its_weights(world: World) -> None:
     world.supervisor(trainer(body)).run_job(job_id)
     (artifact,) = (a for a in world.artifacts(job_id) if a.format == "onnx")
     assert (artifact.name, artifact.media_type, artifact.bytes) == ("model.onnx.zip", "application/zip", 2)
+
+
+def test_a_format_that_cannot_hold_the_network_is_no_artifact(world: World) -> None:
+    job_id = world.job()
+    body = """
+    request["options"]["outputs"] = ["onnx"]
+    finish({"baseline": figures(2), "compressed": figures(1), "outputs": {"onnx": {}}})
+    """
+    world.supervisor(trainer(body)).run_job(job_id)
+    assert world.get(Job, job_id).state == "succeeded"
+    assert [a.format for a in world.artifacts(job_id) if a.kind == "model"] == ["onnx"]
 
 
 def test_states_are_events(world: World) -> None:
@@ -152,6 +164,19 @@ def test_folder_is_gone_afterwards(world: World) -> None:
     job_id = world.job()
     world.supervisor(trainer("(folder / 'checkpoints' / 'last').write_text('x')\nfinish()")).run_job(job_id)
     assert list(world.work.iterdir()) == []
+
+
+def test_folders_of_workers_that_are_gone_are_removed(world: World) -> None:
+    for name in ("mdl_x-0a1b2c3d", "job_of_another-2", "job_of_another-checkpoints"):
+        (world.work / name / "input").mkdir(parents=True)
+    world.supervisor(trainer("finish()")).run_job(world.job())
+    assert [folder.name for folder in world.work.iterdir()] == ["job_of_another-checkpoints"]
+
+
+def test_folder_of_a_worker_at_work_is_left_alone(world: World) -> None:
+    with Workspace.create(world.work / "mdl_x-0a1b2c3d") as workspace:
+        world.supervisor(trainer("finish()")).check(Model, world.model())
+        assert (workspace.folder / "input").is_dir()
 
 
 def test_explained_error_fails_the_job(world: World) -> None:

@@ -19,8 +19,8 @@ from app.ids import new_id
 from app.remote_files import FetchFailed
 from app.settings import Settings
 from app.tables import DEFAULT_PROJECT, Job, Model, Project
-from tests.object_store import KEY, REGION, SECRET, ObjectStore, running_object_store
-from tests.worker.conftest import World, create_tables, trainer
+from tests.object_store import KEY, REGION, SECRET, ObjectStore
+from tests.worker.conftest import World, create_tables, s3_settings, trainer
 from worker import fetching
 
 CONTENT = b"a network" * 1000
@@ -100,26 +100,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with running_object_store() as store:
-        yield store
-
-
 def s3(store: ObjectStore) -> Any:
     return boto3.client(
         "s3", endpoint_url=store.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name=REGION
     )
-
-
-def s3_settings(store: ObjectStore) -> dict[str, Any]:
-    secret = SecretStr(SECRET)
-    return {
-        "s3_endpoint_url": store.url,
-        "s3_access_key_id": KEY,
-        "s3_secret_access_key": secret,
-        "s3_region": REGION,
-    }
 
 
 def by_url(world: World, url: str, **columns: Any) -> str:

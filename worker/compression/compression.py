@@ -203,6 +203,7 @@ class _Course:
         self.phase("checking")
         torch.manual_seed(options.training.seed)
         self.original.require_trainable()
+        self.original.writable(options.outputs)
         self.output = output_index(self.original.program, options.training.output)
         goal = resolve(self.original, options.target)
         self.train, self.held_out, self.objective = self.prepare_data()
@@ -361,7 +362,9 @@ class _Course:
             guessing = self.objective.guessing(self.classes, found.baseline.loss, found.baseline.accuracy)
             known = (math.inf if untrained is None else untrained, guessing)
             steps = rates.probe_steps(total)
-            found.probes = rates.range_test(lambda factor: self.probe(cut, recipe, factor, steps), *known)
+            shapes = [parameter.shape for parameter in network.program.module.parameters()]
+            top = rates.top_factor(shapes) if recipe.optimizer == "adamw" else 1.0
+            found.probes = rates.range_test(lambda factor: self.probe(cut, recipe, factor, steps), *known, top)
             found.rate_factor = rates.choose(found.probes, *known)
             torch.manual_seed(self.options.training.seed)  # as if there had been no test
             self.save("baseline")

@@ -34,7 +34,8 @@ WRITERS: dict[str, Callable[..., Any]] = {"pt2": write_pt2, "onnx": write_onnx}
 
 
 def deliver(result: Result, folder: Path, sources: dict[str, Path], on_event: OnEvent) -> dict[str, Any]:
-    """Writes `model.pt2`, `model.onnx`, `report.json` and `report.html` into `folder`, as far as asked for.
+    """Writes `model.pt2` and `model.onnx`, as far as asked for and possible, `report.json` and `report.html` into
+    `folder`.
 
     Every file is read back and compared with the network that was measured; `VerificationFailed` if they differ.
     `sources`: the uploads, for their digests. Returns the report.
@@ -42,7 +43,8 @@ def deliver(result: Result, folder: Path, sources: dict[str, Path], on_event: On
     folder.mkdir(parents=True, exist_ok=True)
     on_event("phase", {"phase": "exporting"})
     files: dict[str, dict[str, Any]] = {}
-    wanted = dict.fromkeys([*result.options.outputs, "onnx"])  # latency and bytes are those of the ONNX file
+    asked = result.network.writable(result.options.outputs)
+    wanted = dict.fromkeys([*asked, "onnx"])  # latency and bytes are those of the ONNX file
     for kind in wanted:
         path = folder / f"model.{kind}"
         opset = WRITERS[kind](result.small.program, path)
@@ -58,7 +60,7 @@ def deliver(result: Result, folder: Path, sources: dict[str, Path], on_event: On
     )
     sizes = (_bytes_of(before), _bytes_of(folder / "model.onnx"))
     _remove(before)
-    if "onnx" not in result.options.outputs:
+    if "onnx" not in asked:
         _remove(folder / "model.onnx")
         del files["onnx"]
     for format, entry in files.items():

@@ -70,8 +70,7 @@ class VerificationFailed(CompressionError):
 
 
 class OutOfMemory(CompressionError):
-    """The device or the host ran out of memory."""
+    """The memory of the device or the host is too small even for a single sample at a time."""
 
     code = "out_of_memory"
     category: Category = "resource"
-    retryable = True

@@ -53,6 +53,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         | {"sparing_normalization": _removable(network.sparing(["normalization"]))},
         "frozen": [vars(entry) for entry in network.frozen],
         "curve": targets.curve(network),
+        "operators_kept": list(network.program.origin.kept) if network.program.origin else [],
     }
 
 

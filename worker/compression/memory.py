@@ -12,13 +12,13 @@ from worker.compression.errors import OutOfMemory
 
 T = TypeVar("T")
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""What names torch's own RuntimeError when the host's memory is short."""
+_TEXTS = ("DefaultCPUAllocator", "error: out of memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
+"""What is in the RuntimeErrors that say so of the host, of CUDA, of cuBLAS and cuDNN."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
     )
 
 
@@ -27,6 +27,7 @@ def in_parts(work: Callable[[int], T], parts: int, most: int, on_halved: Callabl
 
     Raises `OutOfMemory` when a single sample is too much.
     """
+    parts = min(parts, most)
     while True:
         try:
             return work(parts)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from worker.compression import formats
-from worker.compression.errors import UnsupportedModel
+from worker.compression.errors import InvalidOptions, UnsupportedModel
 from worker.compression.formats.program import Program
 from worker.compression.graph.grouping import Grouping
 from worker.compression.graph.groups import Group, GroupTable
@@ -23,7 +23,7 @@ from worker.compression.graph.outline import outline
 from worker.compression.graph.surgery import cut
 from worker.compression.graph.tracing import attribute, operator_name, storage_key, trace
 from worker.compression.graph.unstacking import unstack
-from worker.compression.options import Spared
+from worker.compression.options import Output, Spared
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,17 @@ class Network:
                 f"{len(half)} weights are stored as {kind} ({half[0]} is one), and training needs float32",
                 hint="export model.float(); on a GPU, training itself uses mixed precision",
             )
+
+    def writable(self, outputs: Iterable[Output]) -> list[Output]:
+        """Those of the formats that can hold the network. Raises `InvalidOptions` if none of them can."""
+        kept = self.program.origin.kept if self.program.origin else ()
+        found = [output for output in outputs if not kept or output == "onnx"]
+        if not found:
+            raise InvalidOptions(
+                f"a .pt2 file cannot hold {', '.join(kept)}, which ONNX Runtime computes",
+                hint='ask for outputs ["onnx"]',
+            )
+        return found
 
     def round_as_stored(self) -> None:
         """Rounds the weights, in place, to what the file that they are written to holds."""

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from worker.compression.errors import VerificationFailed
-from worker.compression.formats import expressions, lowering
+from worker.compression.formats import expressions, kept, lowering
 from worker.compression.formats.exporting import ExportFailed, export, quiet
 from worker.compression.formats.program import Metadata, Program
 from worker.compression.formats.verification import verify_file
@@ -75,6 +75,7 @@ def _converted(exported: ExportedProgram, program: Program, opset: int | None, o
                 input_names=[spec.name for spec in program.inputs],
                 output_names=[spec.name for spec in program.outputs],
                 opset_version=opset,
+                custom_translation_table={kept.OPERATOR: kept.to_onnx},
                 optimize=optimize,
             )
     except Exception as error:

@@ -82,6 +82,8 @@ class Origin:
     behind: Behind | None = None
     computed: tuple[str, ...] = ()
     """Operators that were computed when the file was read, on constants alone."""
+    kept: tuple[str, ...] = ()
+    """Operators in the network that ONNX Runtime computes (`formats.kept`)."""
 
     def changes(self) -> Iterator[dict[str, str]]:
         """What is not as it was in the file, as warnings."""
@@ -105,6 +107,13 @@ class Origin:
                 "instead of these operators, and the constants that they were computed from are not trained"
             )
             yield {"code": "operators_computed", "detail": detail}
+        if self.kept:
+            detail = (
+                f"computed by ONNX Runtime: {', '.join(self.kept)}; what they touch keeps its size, and weights that "
+                "only lead to them are not trained, because no gradient passes through them; the .onnx file that is "
+                "written has them as they were, and no .pt2 file is written, which cannot hold them"
+            )
+            yield {"code": "operators_kept", "detail": detail}
         if self.weights != torch.float32:
             stored = str(self.weights).removeprefix("torch.")
             half = f"stored as {stored} again in the .onnx file, as float32 in the .pt2 file"

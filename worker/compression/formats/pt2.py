@@ -47,11 +47,15 @@ def build(
     model: schema.ModelFile,
     weights: Callable[[], Mapping[str, torch.Tensor]],
     constants: Callable[[], Mapping[str, torch.Tensor]],
+    more_operators: Mapping[str, torch._ops.OpOverload] | None = None,
 ) -> Program:
-    """The program of a serialised export. Weights are only asked for once the graph is known to be readable."""
+    """The program of a serialised export. Weights are only asked for once the graph is known to be readable.
+
+    `more_operators`: by name, those that no file may name; they are for exports of our own.
+    """
     inputs = _user_inputs(model)
     outputs = _user_outputs(model)
-    graph = _GraphBuilder(model)
+    graph = _GraphBuilder(model, operators.ATEN | dict(more_operators or {}))
     module = _module(graph.build(), model, weights(), constants())
     return Program(module, inputs, outputs, _used_ranges(model, inputs, outputs), "pt2", _examples(model))
 
@@ -189,15 +193,15 @@ def _training_mode(what: str) -> UnsupportedModel:
 class _GraphBuilder:
     """From the nodes of the file to an `fx.Graph`."""
 
-    def __init__(self, model: schema.ModelFile) -> None:
-        unknown = sorted(set(_unknown_operators(model.graph)))
+    def __init__(self, model: schema.ModelFile, known: Mapping[str, torch._ops.OpOverload]) -> None:
+        unknown = sorted(set(_unknown_operators(model.graph, known)))
         if unknown:
             raise UnsupportedModel(
                 f"The model uses operators that are not supported: {', '.join(name[:80] for name in unknown[:50])}.",
                 hint="Rewrite these parts of the model with other operators of torch, under model.eval() and "
                 "torch.no_grad(); custom operators and control flow (torch.cond, while_loop) cannot be read.",
             )
-        self.model = model
+        self.model, self.known = model, known
         self.graph = fx.Graph()
         self.storage_of: dict[fx.Node, schema.InputSpec] = {}
         """Values that share memory with an input or a weight: nothing may write into them."""
@@ -233,7 +237,7 @@ class _GraphBuilder:
                 arguments = tuple(self._resolve(a.value, scope) for a in node.inputs)
                 self._bind(node, self.graph.call_function(operators.SIZES[node.target], arguments), scope)
             else:
-                self._aten(node, operators.ATEN[node.target], scope)
+                self._aten(node, self.known[node.target], scope)
 
     def _aten(self, node: schema.Node, target: torch._ops.OpOverload, scope: dict[str, Any]) -> None:
         given = {argument.name: argument for argument in node.inputs}
@@ -349,13 +353,13 @@ _NO_REAL_WRITE = {
 """Marked as writing, but they only change the view."""
 
 
-def _unknown_operators(graph: schema.Graph) -> Iterable[str]:
+def _unknown_operators(graph: schema.Graph, known: Mapping[str, torch._ops.OpOverload]) -> Iterable[str]:
     for node in graph.nodes:
         if node.target == operators.NO_GRAD:
             for argument in node.inputs:
                 if isinstance(argument.value, schema.SubGraph):
-                    yield from _unknown_operators(argument.value.graph)
-        elif not any(node.target in known for known in (operators.ATEN, operators.SIZES, operators.IGNORED)):
+                    yield from _unknown_operators(argument.value.graph, known)
+        elif not any(node.target in names for names in (known, operators.SIZES, operators.IGNORED)):
             yield node.target
 
 

@@ -12,7 +12,9 @@ from torch._export.serde import schema as serde_schema
 from torch._export.serde.serialize import _dataclass_to_dict, serialize, serialize_tensor_meta
 from torch.export import ExportedProgram
 
+from worker.compression.errors import UnsupportedModel
 from worker.compression.formats.exporting import export, quiet
+from worker.compression.formats.kept import kept_in
 from worker.compression.formats.program import Program
 
 
@@ -27,6 +29,11 @@ def write_pt2(program: Program, path: str | Path) -> None:
 
 def write_exported(exported: ExportedProgram, path: str | Path) -> None:
     """As `write_pt2`, from an export that is there already."""
+    kept = sorted({found.title for node in exported.graph.nodes if (found := kept_in(node)) is not None})
+    if kept:
+        raise UnsupportedModel(
+            f"A .pt2 file cannot hold {', '.join(kept)}, which ONNX Runtime computes.", hint="Write an .onnx file."
+        )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         weights = _write_tensors(archive, "data/weights/weight_", exported.state_dict)
         _write(archive, "data/weights/model_weights_config.json", json.dumps({"config": weights}))

@@ -15,7 +15,7 @@ from worker.compression.errors import VerificationFailed
 from worker.compression.formats import expressions
 from worker.compression.formats.detect import detect
 from worker.compression.formats.exporting import example_sizes, quiet
-from worker.compression.formats.program import Program, TensorSpec
+from worker.compression.formats.program import Program
 from worker.compression.formats.pt2 import read_pt2
 
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -75,13 +75,15 @@ def random_inputs(program: Program, batch: int, seed: int = 0) -> list[torch.Ten
     """Normal numbers; zeros and ones where whole numbers (indices, masks) are expected."""
     generator = torch.Generator().manual_seed(seed)
     sizes = example_sizes(program) | {program.batch_symbol: batch}
-    return [_random([expressions.evaluate(n, sizes) for n in spec.shape], spec, generator) for spec in program.inputs]
+    shapes = [[expressions.evaluate(n, sizes) for n in spec.shape] for spec in program.inputs]
+    return [random_tensor(shape, spec.dtype, generator) for shape, spec in zip(shapes, program.inputs, strict=True)]
 
 
-def _random(shape: list[int], spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
-    if spec.dtype.is_floating_point or spec.dtype.is_complex:
-        return torch.randn(shape, generator=generator).to(spec.dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(spec.dtype)
+def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers; zeros and ones where whole numbers are expected."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
 def _batch_sizes(program: Program) -> list[int]:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from worker.compression.formats.exporting import example_sizes
 from worker.compression.formats.expressions import evaluate
+from worker.compression.formats.kept import kept_in
 from worker.compression.formats.program import Program
 from worker.compression.graph.axes import Axis, Traced
 from worker.compression.graph.groups import Role
@@ -259,7 +260,17 @@ class Tracer:
                 self._values[node] = self._shuffle(node, shuffles[node])
             else:
                 self._values[node] = self._unit_free(self._trace(node, RULES), node)
+        self._freeze_untrained()
         return self._solve()
+
+    def _freeze_untrained(self) -> None:
+        """Weights that no gradient reaches stay: nothing could make up for what goes."""
+        trained = live_nodes(self.program.module.graph, through=lambda node: kept_in(node) is None)
+        reached = {id(use) for node in trained if (use := self.parameter(node)) is not None}
+        for use in self.parameters.values():
+            if use.operators and id(use) not in reached:
+                for axis in use.axes:
+                    self.constraints.freeze(axis, "no gradient reaches it: ONNX Runtime computes what it leads to")
 
     def _trace(self, node: fx.Node, rules: Mapping[Any, Any]) -> Any:
         if node.op == "placeholder":
@@ -276,6 +287,10 @@ class Tracer:
         if node.target is getattr:
             raise AssertionError("a reader let an attribute access through")
         inputs = [v for a in node.all_input_nodes for v in flat(self.value(a))]
+        if kept_in(node) is not None:
+            why = "is computed by ONNX Runtime: what it touches keeps its size, and no gradient passes through it"
+            self.freeze(inputs, f"the operator {operator_name(node)} {why}")
+            return fixed_like(self.fakes[node])
         rule = rules.get(node.target)
         if rule is None:
             return self.give_up(node)
@@ -452,18 +467,20 @@ def writes(node: fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-def live_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """What the outputs need."""
+def live_nodes(graph: fx.Graph, through: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
+    """What the outputs need, on ways `through` some nodes or all."""
     needed: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
-        if node.op == "output" or writes(node) or any(user in needed for user in node.users):
+        if node.op == "output" or writes(node) or any(user in needed and through(user) for user in node.users):
             needed.add(node)
     return needed
 
 
 def operator_name(node: fx.Node) -> str:
-    """ "aten.conv2d.default", or the function's name."""
-    target = node.target
+    """ "aten.conv2d.default", or the function's name; "Det (opset 22)" for what ONNX Runtime computes."""
+    target, kept = node.target, kept_in(node)
+    if kept is not None:
+        return kept.title
     return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
 
 

@@ -39,7 +39,7 @@ export function Model({ id }) {
 // What the check found. Also a step of a new job.
 export function Summary({ summary, short = false }) {
   const shape = (t) => `[batch, ${t.shape.slice(1).join(", ")}]`;
-  const { inputs, outputs, layers = [], frozen = [], prunable, outline } = summary;
+  const { inputs, outputs, layers = [], frozen = [], operators_kept = [], prunable, outline } = summary;
   const shown = layers.map((l) => ({ name: l.name, parameters_before: l.parameters, parameters_after: null, shape_before: l.shape }));
   return html`
     <section class="card" aria-label="What the network is">
@@ -51,6 +51,7 @@ export function Summary({ summary, short = false }) {
       </div>
       <p>Takes ${inputs.map((t, i) => html`${i > 0 && ", "}<code>${t.name} ${shape(t)} ${t.dtype}</code>`)} and gives ${outputs.map((t, i) => html`${i > 0 && ", "}<code>${t.name} ${shape(t)}</code>`)}.</p>
       ${summary.needs_fixed_inputs && html`<p class="trouble">${summary.needs_fixed_inputs}</p>`}
+      ${operators_kept.length > 0 && html`<p>ONNX Runtime computes ${operators_kept.join(", ")}: no gradient passes through, what they touch keeps its size, and only an <code>.onnx</code> file is written.</p>`}
       ${frozen.length > 0 && html`<details open=${!short && frozen.length < 6}><summary>${frozen.length} parameter${frozen.length === 1 ? "" : "s"} (${format.count(frozen.reduce((n, f) => n + (f.parameters || 0), 0))} numbers) cannot be removed</summary><ul>${frozen.map((f) => html`<li><code>${f.name}</code> ${f.reason}</li>`)}</ul></details>`}
     </section>
     ${!short && layers.length > 0 && html`<section class="card" aria-label="Layers"><h2>Layers</h2>

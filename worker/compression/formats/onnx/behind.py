@@ -7,7 +7,7 @@ keep their size. They are put back, as they were, into the `.onnx` file that is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
@@ -30,12 +30,12 @@ MAX_VALUES = 64
 
 
 def take_off(source: Source, fixed: Collection[str]) -> Behind | None:
-    """In place. None, and nothing changed, where no operator is outside the table, or something trained lies behind one
-    (`importing` refuses it then). `fixed`: inputs that will be constants."""
+    """In place. None, and nothing changed, where no operator is outside the table but those that something trained lies
+    behind (`keeping` is for them). `fixed`: inputs that will be constants."""
     if len(source.model.graph.node) > MAX_NODES:
         return None
     end = _End(source.model)
-    if not end.taken or not 0 < len(end.values) <= MAX_VALUES or end.has_weights() or end.borrowed & set(fixed):
+    if not end.taken or not 0 < len(end.values) <= MAX_VALUES or end.borrowed & set(fixed):
         return None
     return end.cut(source)
 
@@ -62,7 +62,6 @@ class _End:
         self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.moving, self.sizes = self._moving()
         self.operators: set[str] = set()
-        self.trained_through: list[int] = []
         self.made: set[str] = set()
         self.taken = self._from_the_first_outside()
         self.values: dict[str, None] = {}
@@ -91,15 +90,14 @@ class _End:
             if needed.intersection(self.nodes[i].output):
                 used.add(i)
                 needed.update(names_of(self.nodes[i]))
-        taken = set()
+        taken, trained_behind = set(), self._before_weights(used)
         for i in sorted(used):
             node = self.nodes[i]
-            outside = self._is_outside(node) and bool(self.moving.intersection(node.output))
+            outside = self._is_outside(node) and bool(self.moving.intersection(node.output)) and i not in trained_behind
             if outside:
                 self.operators.add(title(self._as_node(node)))
             if outside or self.made.intersection(names_of(node)):
                 taken.add(i)
-                self.trained_through.append(i)
                 self.made.update(name for name in node.output if name)
         return taken
 
@@ -128,18 +126,25 @@ class _End:
                 self.taken.add(i)
                 todo.extend(names_of(self.nodes[i]))
 
-    def has_weights(self) -> bool:
-        """Whether something that is trained lies behind: then it would have to be trained through."""
+    def _before_weights(self, used: Collection[int]) -> set[int]:
+        """Those of the nodes `used` that something trained lies behind."""
         ranks = {tensor.name: len(tensor.dims) for tensor in self.model.graph.initializer}
-        for i in self.trained_through:
-            entry = find(self._as_node(self.nodes[i]))
-            if any(_domain(self.nodes[i].domain) == d and self.nodes[i].op_type == n for d, n in self.functions):
-                return True
-            roles = entry.weights if entry else {}
-            for position, name in enumerate(self.nodes[i].input):
-                if roles.get(position) == WEIGHT and ranks.get(name, 0) >= 2 and not _is_lookup(self.nodes[i]):
-                    return True
-        return False
+        before: set[int] = set()
+        wanted: set[str] = set()
+        for i in sorted(used, reverse=True):
+            if any(name in wanted for name in self.nodes[i].output if name):
+                before.add(i)
+            if i in before or self._is_trained(self.nodes[i], ranks):
+                wanted.update(names_of(self.nodes[i]))
+        return before
+
+    def _is_trained(self, node: onnx.NodeProto, ranks: Mapping[str, int]) -> bool:
+        if (_domain(node.domain), node.op_type) in self.functions:
+            return True
+        entry = find(self._as_node(node))
+        roles = entry.weights if entry else {}
+        weights = (name for position, name in enumerate(node.input) if roles.get(position) == WEIGHT)
+        return any(ranks.get(name, 0) >= 2 for name in weights) and not _is_lookup(node)
 
     def cut(self, source: Source) -> Behind:
         graph = self.model.graph

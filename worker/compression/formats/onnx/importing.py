@@ -18,23 +18,25 @@ from torch.export import Dim, ExportedProgram
 from worker.compression.errors import CompressionError, UnsupportedModel
 from worker.compression.formats import lowering, pt2, schema
 from worker.compression.formats.exporting import quiet
+from worker.compression.formats.kept import OPERATOR, kept_in
 from worker.compression.formats.onnx import batch as batches
 from worker.compression.formats.onnx import limits
 from worker.compression.formats.onnx.behind import not_possible, take_off
 from worker.compression.formats.onnx.fixing import InputsToFix, describe, fix_inputs, once
 from worker.compression.formats.onnx.folding import fold
 from worker.compression.formats.onnx.graph import Graph, Port
+from worker.compression.formats.onnx.keeping import check_samples, keep, learn_sizes
 from worker.compression.formats.onnx.labels import leave_labels
 from worker.compression.formats.onnx.normalising import normalise, refuse_quantized, widen
 from worker.compression.formats.onnx.outside import compute_outside
 from worker.compression.formats.onnx.parameters import roles
 from worker.compression.formats.onnx.reading import as_torch, open_source
-from worker.compression.formats.onnx.running import Imported, missing
-from worker.compression.formats.onnx.table import find
+from worker.compression.formats.onnx.running import Imported
 from worker.compression.formats.onnx.trying import refuse_unknown, try_behind
 from worker.compression.formats.onnx.unpacking import unpack_weights
 from worker.compression.formats.program import Metadata, Origin, Program, TensorSpec
 from worker.compression.formats.pt2_writer import model_json
+from worker.compression.formats.verification import random_tensor
 from worker.compression.formats.weights import check_values
 
 EXAMPLE_BATCH = 3
@@ -74,8 +76,8 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
         unpack_weights(graph)
         weights = {name: role for name, role in roles(graph).items() if name not in no_weights}
         fold(graph, weights)
-        _check_operators(graph)
         weights = {name: role for name, role in weights.items() if name in graph.constants}
+        kept = keep(graph, weights)
         _check_weights(graph, weights)
         static = _static_batch(graph, weights)
         origin = replace(origin, static_batch=static, weights=_stored_as(graph, weights, widened))
@@ -88,12 +90,20 @@ def _read(path: Path, fixed: Mapping[str, Any] | None) -> Program:
             raise UnsupportedModel(f"The network has {count} operators; {limits.MAX_NODES} can be read.")
         module = Imported(graph, weights).eval()
         source.model.Clear()
-    examples = _examples(module, graph.inputs, static)
+    examples = _examples(module, graph.inputs, static, random=bool(kept))
+    if kept:
+        learn_sizes(kept, module, graph.inputs, examples)
+        if static is None:
+            check_samples(kept, module, graph.inputs, examples)
     if static is not None:
         _check_freed(path, module, graph.inputs, constants, static, [None if n in unzipped else n for n in outputs])
     exported = _export(module, graph.inputs, examples, static)
     model = schema.model_file(json.loads(model_json(exported)))
-    program = pt2.build(model, lambda: exported.state_dict, lambda: exported.constants)
+    program = pt2.build(
+        model, lambda: exported.state_dict, lambda: exported.constants, {f"torch.ops.{OPERATOR}": OPERATOR}
+    )
+    titles = {found.title for node in program.module.graph.nodes if (found := kept_in(node)) is not None}
+    origin = replace(origin, kept=tuple(sorted(titles)))
     named = _named(program, graph, outputs, origin)
     try_behind(named, examples)
     return named
@@ -141,12 +151,6 @@ def _check_edges(model: onnx.ModelProto) -> None:
                 hint="Export the network so that it takes and returns only tensors (in scikit-learn converters: "
                 "zipmap=False).",
             )
-
-
-def _check_operators(graph: Graph) -> None:
-    absent = [node for node in graph.all_nodes() if find(node) is None]
-    if absent:
-        raise missing(absent)
 
 
 def _check_weights(graph: Graph, weights: Mapping[str, str]) -> None:
@@ -209,12 +213,12 @@ def _check_freed(
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
-def _examples(module: Imported, ports: Sequence[Port], static: int | None) -> tuple[torch.Tensor, ...]:
+def _examples(module: Imported, ports: Sequence[Port], static: int | None, random: bool) -> tuple[torch.Tensor, ...]:
     """Inputs with which the network runs. Running it once also makes its buffers."""
     problem: CompressionError | None = None
     free = any(not isinstance(n, int) for p in ports for n in (p.shape or ())[1:])
     for size in FREE_SIZES if free else FREE_SIZES[:1]:
-        examples = _sized(ports, size, EXAMPLE_BATCH * (static or 1))
+        examples = _sized(ports, size, EXAMPLE_BATCH * (static or 1), random)
         try:
             with torch.no_grad():
                 module(*examples)
@@ -234,12 +238,7 @@ def _sized(ports: Sequence[Port], size: int, batch: int, random: bool = False) -
         assert port.shape is not None
         assert port.dtype is not None
         shape = [batch, *(n if isinstance(n, int) else size for n in port.shape[1:])]
-        if not random:
-            tensors.append(torch.zeros(shape, dtype=port.dtype))
-        elif port.dtype.is_floating_point:
-            tensors.append(torch.randn(shape, generator=generator).to(port.dtype))
-        else:
-            tensors.append(torch.randint(0, 2, shape, generator=generator).to(port.dtype))
+        tensors.append(random_tensor(shape, port.dtype, generator) if random else torch.zeros(shape, dtype=port.dtype))
     return tuple(tensors)
 
 

@@ -2,7 +2,7 @@
 
 What comes out is a constant like any other, and a weight if it is used as one. What went in is not trained, because the
 result would not follow it. (This process has no credentials and no network, and its memory is bounded.) Operators that
-depend on data stay, and the file is refused with their names: gradients could not pass through them.
+depend on data are `behind`'s, or `keeping`'s.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from worker.compression.errors import UnsupportedModel
 from worker.compression.formats.onnx.graph import DTYPES, NUMPY, Graph, Known, Node, Value
 
 MICROSOFT = "com.microsoft"
+KEPT = "espalier.kept"
+"""The domain of nodes that ONNX Runtime goes on computing (`keeping`)."""
 EVERY = -1
 """As a position: every input from there on (of a variadic operator)."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import onnx
 import onnxruntime
@@ -32,15 +33,11 @@ HINT = "Export the network without them: what decodes results belongs outside of
 
 def refuse_unknown(behind: Behind) -> None:
     """Raises `UnsupportedModel` with every operator behind the network that ONNX Runtime does not have."""
-    known: dict[tuple[str, str], int] = {}
-    for schema in runtime.get_all_operator_schema():
-        key = (_domain(schema.domain), schema.name)
-        known[key] = min(known.get(key, schema.since_version), schema.since_version)
     unknown: dict[str, None] = {}
     for proto in _all_nodes(onnx.GraphProto.FromString(behind.graph)):
         domain = _domain(proto.domain)
         opset = behind.opsets.get(domain, 1)
-        if known.get((domain, proto.op_type), opset + 1) > opset:
+        if not is_known(domain, proto.op_type, opset):
             unknown[title(Node(proto.op_type, [], [], {}, opset, domain))] = None
     if unknown:
         raise UnsupportedModel(
@@ -49,6 +46,20 @@ def refuse_unknown(behind: Behind) -> None:
             "could run what would be written.",
             hint=HINT,
         )
+
+
+def is_known(domain: str, operator: str, opset: int) -> bool:
+    """Does ONNX Runtime have the operator, in this opset of its domain?"""
+    return _first_opsets().get((domain, operator), opset + 1) <= opset
+
+
+@cache
+def _first_opsets() -> dict[tuple[str, str], int]:
+    known: dict[tuple[str, str], int] = {}
+    for schema in runtime.get_all_operator_schema():
+        key = (_domain(schema.domain), schema.name)
+        known[key] = min(known.get(key, schema.since_version), schema.since_version)
+    return known
 
 
 def try_behind(program: Program, samples: Sequence[torch.Tensor]) -> None:
