@@ -44,8 +44,8 @@ incoming weights; Torch-Pruning cuts by its own criterion, the same share of eve
 strength, then the peak learning rate of fine-tuning ({rates}; a sparse stage gets half; of ours, both stages get the
 whole, since it has a single rate): three values of each, and up to two more while the best lies at an end. On seed 0
 (digits: on seeds 0 to {digits_seeds}), at {searched_at} removed, by the accuracy on {validation} of the training
-samples (phones: of the prompts) that the search did not train on. Ours, searched: whether samples are blended, then
-the same rates. Otherwise ours has everything at "auto"; these defaults were made while looking at phones
+samples (phones: of the prompts) that the search did not train on. Ours, searched: the same rates, then whether samples
+are blended. Otherwise ours has everything at "auto"; these defaults were made while looking at phones
 ([method.md](method.md)). One "auto", whether samples are blended, needs samples that the dense network has not seen, so
 what it resolves to is taken from the held-out ones, too. The figures are from networks trained on all training samples;
 test samples were seen once.
