@@ -161,3 +161,16 @@ def test_the_page_has_means_and_the_number_of_seeds(tmp_path: Path) -> None:
     text = page(read(tmp_path), tmp_path)
     assert "| one-shot L2 | **71.00 ± 1.41 (2)** |" in text
     assert "at most: the others 0.10 points" in text
+
+
+def test_cells_follow_a_search_that_has_found_something_better_since(comparison: Comparison) -> None:
+    cell = Cell("tiny", "one_shot", 0.5, 0)
+    comparison.run([cell])
+    path = comparison.results / "tiny" / "search" / "one_shot-90.json"
+    stored = json.loads(path.read_text())
+    best = max(stored["tries"], key=lambda t: t["accuracy"])
+    other = next(t for t in stored["tries"] if t["choice"] != best["choice"])
+    best["accuracy"], other["accuracy"] = 0.0, 1.0
+    path.write_text(json.dumps(stored))
+    assert comparison.run([cell]) == 1
+    assert json.loads((comparison.results / cell.file).read_text())["hyperparameters"] == other["choice"]

@@ -42,6 +42,8 @@ class Setting:
     epochs: int
     """After the dense network, in all stages together."""
     batch: int = 256
+    search_seeds: int = 1
+    """On so many, 0 and up, hyperparameters are searched: more where few samples are held out."""
 
 
 def load_phones() -> Data:
@@ -117,7 +119,17 @@ SETTINGS = {
             2e-3,
             epochs=12,
         ),
-        Setting("digits", "MLP 64-40-20-10, digits", load_digits, digits_mlp, 60, 5e-3, epochs=60, batch=32),
+        Setting(
+            "digits",
+            "MLP 64-40-20-10, digits",
+            load_digits,
+            digits_mlp,
+            60,
+            5e-3,
+            epochs=60,
+            batch=32,
+            search_seeds=5,
+        ),
         Setting(
             "lenet",
             f"LeNet-5, {PICTURES:,} pictures of Fashion-MNIST",

@@ -72,7 +72,7 @@ def ours(keep: str, distill: bool) -> Callable[[Task, float, Choice], Small]:
 
 
 RATE_ALONE = {"rate": RATES}
-BLENDED_OR_NOT = {"mixup": (MIXUP, 0.0), "rate": RATES}
+BLENDED_OR_NOT = {"rate": RATES, "mixup": (0.0, MIXUP)}
 """One rate for both stages: ours has a single one."""
 DISTILLED = Extras(distill=True)
 BLENDED = Extras(distill=True, mixup=MIXUP)

@@ -1,5 +1,5 @@
-"""The search for hyperparameters, the same for every row: one after the other along the row's grid, on one seed, by the
-accuracy on training samples that were held out. Every try is stored."""
+"""The search for hyperparameters, the same for every row: one after the other along the row's grid, by the accuracy on
+training samples that were held out. Every try is stored."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from benchmarks.comparison.task import written
 
 SEARCHED_AT = (0.9,)
 """Reductions at which hyperparameters are searched; the nearest one serves the others."""
-SEED = 0
 EXTENSIONS = 2
-"""So often, a grid of strengths is extended by a step when its best value lies at an end."""
+"""So often, a grid of strengths or rates is extended by a step when its best value lies at an end."""
+OPEN_ENDED = ("strength", "rate")
 
 
 def searched_at(reduction: float) -> float:
     return min(SEARCHED_AT, key=lambda r: abs(r - reduction))
 
 
-def search(row: Row, path: Path, attempt: Callable[[Choice], float], allowed: Callable[[], bool]) -> Choice | None:
-    """The best choice along the grid of `row`; `attempt` gives the accuracy of one. Tries in `path` are not repeated.
+def search(
+    row: Row, path: Path, attempt: Callable[[Choice], float], allowed: Callable[[], bool], seeds: int = 1
+) -> Choice | None:
+    """The best choice along the grid of `row`; `attempt` gives the accuracy of one, the mean over so many `seeds`.
+    Tries in `path` over as many are not repeated.
 
     None when `allowed` says that time is up.
     """
-    tries: list[dict[str, Any]] = json.loads(path.read_text())["tries"] if path.exists() else []
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    tries: list[dict[str, Any]] = stored["tries"] if stored.get("seeds") == seeds else []
 
     def accuracy(choice: Choice) -> float | None:
         for entry in tries:
@@ -38,7 +42,7 @@ def search(row: Row, path: Path, attempt: Callable[[Choice], float], allowed: Ca
             return None
         tries.append({"choice": choice, "accuracy": attempt(choice)})
         with written(path) as temporary:
-            temporary.write_text(json.dumps({"row": row.name, "seed": SEED, "tries": tries}, indent=1) + "\n")
+            temporary.write_text(json.dumps({"row": row.name, "seeds": seeds, "tries": tries}, indent=1) + "\n")
         return tries[-1]["accuracy"]
 
     best = {name: values[0] for name, values in row.grid.items()}
@@ -51,7 +55,7 @@ def search(row: Row, path: Path, attempt: Callable[[Choice], float], allowed: Ca
             if reached is None:
                 return None
             found[value] = reached
-            if not queue and name == "strength" and len(found) < len(values) + EXTENSIONS:
+            if not queue and name in OPEN_ENDED and len(found) < len(values) + EXTENSIONS:
                 queue += beyond(found)
         best[name] = max(found, key=lambda value: found[value])
     return best
@@ -62,7 +66,7 @@ def resolve(row: Row, path: Path, attempt: Callable[[Choice], tuple[float, Choic
     if not path.exists():
         accuracy, choice = attempt({})
         with written(path) as temporary:
-            found = {"row": row.name, "seed": SEED, "tries": [{"choice": choice, "accuracy": accuracy}]}
+            found = {"row": row.name, "seeds": 1, "tries": [{"choice": choice, "accuracy": accuracy}]}
             temporary.write_text(json.dumps(found, indent=1) + "\n")
     return json.loads(path.read_text())["tries"][0]["choice"]
 

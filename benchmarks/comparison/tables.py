@@ -41,13 +41,14 @@ named so do the same, always.
 incoming weights; Torch-Pruning cuts by its own criterion, the same share of every layer. Ours decides for itself.
 
 **Search.** Every row but those of ours that are not named "searched": first, where there is a regularizer, its
-strength (three values, and up to two more while the best lies at an end), then the peak learning rate of fine-tuning
-({rates}; a sparse stage gets half; of ours, both stages get the whole, since it has a single rate). On seed 0, at
-{searched_at} removed, by the accuracy on {validation} of the training samples (phones: of the prompts) that the
-search did not train on. Ours, searched: whether samples are blended, then the same rates. Otherwise ours has
-everything at "auto"; these defaults were made while looking at phones ([method.md](method.md)). One "auto", whether
-samples are blended, needs samples that the dense network has not seen, so what it resolves to is taken from the
-held-out ones, too. The figures are from networks trained on all training samples; test samples were seen once.
+strength, then the peak learning rate of fine-tuning ({rates}; a sparse stage gets half; of ours, both stages get the
+whole, since it has a single rate): three values of each, and up to two more while the best lies at an end. On seed 0
+(digits: on seeds 0 to {digits_seeds}), at {searched_at} removed, by the accuracy on {validation} of the training
+samples (phones: of the prompts) that the search did not train on. Ours, searched: the same rates, then whether samples
+are blended. Otherwise ours has everything at "auto"; these defaults were made while looking at phones
+([method.md](method.md)). One "auto", whether samples are blended, needs samples that the dense network has not seen, so
+what it resolves to is taken from the held-out ones, too. The figures are from networks trained on all training samples;
+test samples were seen once.
 
 **Made with** {used}; {processors}, shared. {cells} cells, {hours} hours of CPU without dense networks and searches.
 Mean ± standard deviation over seeds (number of seeds); with fewer than {enough} seeds a difference means little. A
@@ -221,6 +222,7 @@ def conditions(tables: Iterable[Table]) -> str:
     return CONDITIONS.format(
         epochs=", ".join(f"{s.name} {s.epochs}" for s in SETTINGS.values()),
         digits_batch=SETTINGS["digits"].batch,
+        digits_seeds=SETTINGS["digits"].search_seeds - 1,
         rates=", ".join(f"{rate:g}" for rate in sorted(RATES)),
         searched_at=", ".join(f"{100 * r:g} %" for r in SEARCHED_AT),
         validation=f"{100 * VALIDATION:g} %",
