@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -195,36 +196,36 @@ def test_claim_whose_answer_got_lost_is_found_again(world: World) -> None:
     assert world.get(Job, second).state == "queued"
 
 
-def test_lease_is_measured_by_the_database_and_not_by_the_workers_clock(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def claimed_a_day_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Claim]:
+    """A job's claim by a worker whose clock is wrong inside the block."""
     if world.database.is_sqlite:
         pytest.skip("SQLite's clock is the machine's")
     world.job()
-    monkeypatch.setattr("app.tables.datetime", Tomorrow)
-    monkeypatch.setattr("app.database.datetime", Tomorrow)
-    claim = Claim.take(world.database, "test", 60.0)
-    assert claim is not None
-    claim.extend()
-    expires = world.get(Job, claim.job.id).lease_expires_at
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr("app.tables.datetime", Tomorrow)
+        patched.setattr("app.database.datetime", Tomorrow)
+        claim = Claim.take(world.database, "test", 60.0)
+        assert claim is not None
+        yield claim
+
+
+def test_lease_is_measured_by_the_database_and_not_by_the_workers_clock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed_a_day_ahead(world, monkeypatch) as claim:
+        claim.extend()
+        expires = world.get(Job, claim.job.id).lease_expires_at
     assert abs((expires - utc_now()).total_seconds() - 60) < 30
 
 
 def test_artifacts_expire_by_the_databases_clock_and_not_by_the_workers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if world.database.is_sqlite:
-        pytest.skip("SQLite's clock is the machine's")
-    world.job()
-    monkeypatch.setattr("app.tables.datetime", Tomorrow)
-    monkeypatch.setattr("app.database.datetime", Tomorrow)
-    claim = Claim.take(world.database, "test", 60.0)
-    assert claim is not None
     about = {"kind": "model", "format": "pt2", "name": "model.pt2", "media_type": "x", "bytes": 1, "sha256": "0" * 64}
-    claim.succeed({}, [Artifact(id="art_1", job_id=claim.job.id, storage_key="x", **about)], retention_days=7)
-    expires = world.get(Artifact, "art_1").expires_at
-    monkeypatch.undo()
+    with claimed_a_day_ahead(world, monkeypatch) as claim:
+        claim.succeed({}, [Artifact(id="art_1", job_id=claim.job.id, storage_key="x", **about)], retention_days=7)
+        expires = world.get(Artifact, "art_1").expires_at
     assert abs(expires - utc_now() - timedelta(days=7)) < timedelta(seconds=30)
 
 

@@ -24,6 +24,7 @@ from torch.onnx._internal.exporter import _core as onnx_exporter
 
 from worker.compression.errors import UnsupportedModel
 from worker.compression.formats.exporting import quiet
+from worker.compression.formats.verification import silent_options
 
 Size = tuple[int, tuple[tuple[int, int, int], ...]]
 """`constant + Σ factor · (size of input i along axis a)`, the latter as `(factor, i, a)`."""
@@ -65,10 +66,8 @@ class Kept:
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # every session has threads of its own,
-        options.enable_cpu_mem_arena = False  # and memory that it would not give back
+        options = silent_options()
+        options.enable_cpu_mem_arena = False  # memory that each session would have, and not give back
         with quiet():
             return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 

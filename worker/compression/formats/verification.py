@@ -163,6 +163,14 @@ def open_session(path: str | Path, threads: int) -> onnxruntime.InferenceSession
         raise VerificationFailed(f"ONNX Runtime cannot open {Path(path).name}: {str(error)[:300]}") from error
 
 
+def silent_options() -> onnxruntime.SessionOptions:
+    """Of sessions that may fail: they have one thread, and say why by their exception alone."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return options
+
+
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 

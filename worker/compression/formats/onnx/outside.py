@@ -22,6 +22,7 @@ from worker.compression.formats.onnx.normalising import QUANTIZED, WIDENED, attr
 from worker.compression.formats.onnx.operators.common import plain_tensor
 from worker.compression.formats.onnx.running import Runner, title
 from worker.compression.formats.onnx.table import Call, find
+from worker.compression.formats.verification import silent_options
 
 IR_VERSION = 10
 
@@ -144,7 +145,7 @@ def by_onnx_runtime(node: Node, inputs: list[Known | None]) -> list[Known] | Non
     try:
         with quiet():
             session = onnxruntime.InferenceSession(
-                _model(node, given).SerializeToString(), _options(), providers=["CPUExecutionProvider"]
+                _model(node, given).SerializeToString(), silent_options(), providers=["CPUExecutionProvider"]
             )
             arrays = session.run(None, {name: x.numbers for name, x in given.items()})
     except Exception:  # of many kinds, none of them public
@@ -158,13 +159,6 @@ def by_onnx_runtime(node: Node, inputs: list[Known | None]) -> list[Known] | Non
         for x, name in zip(results, node.outputs, strict=True)
     ]
     return None if any(x is None for x in known) else [x for x in known if x is not None]
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return options
 
 
 def _model(node: Node, given: dict[str, Known]) -> onnx.ModelProto:

@@ -23,7 +23,7 @@ from worker.compression.formats.onnx.outside import IR_VERSION
 from worker.compression.formats.onnx.running import title
 from worker.compression.formats.onnx.schemas import ONNX_DOMAINS
 from worker.compression.formats.program import Behind, Program
-from worker.compression.formats.verification import as_numpy
+from worker.compression.formats.verification import as_numpy, silent_options
 
 SECONDS = 5.0
 """For three samples."""
@@ -136,9 +136,7 @@ def _model(behind: Behind, values: dict[str, torch.Tensor]) -> onnx.ModelProto:
 
 
 def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = silent_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
